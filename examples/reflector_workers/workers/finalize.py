@@ -1,0 +1,45 @@
+"""The last job: write the meeting's documents."""
+
+from conductor.client.worker.worker_task import worker_task
+
+from reflector_workers.domain import Output
+from reflector_workers.job import Job
+from reflector_workers.rttm import write_rttm
+from reflector_workers.storage.meetings import meetings_controller, tracks_controller
+from reflector_workers.storage.outputs import outputs_controller
+from reflector_workers.storage.speech import turns_controller
+from reflector_workers.timeline import draw_timeline
+from reflector_workers.workers.running import JSONObject, run_job
+
+
+@worker_task(task_definition_name="finalize", thread_count=3)  # type: ignore[untyped-decorator]
+def finalize(meeting_id: int, turn_count: int) -> JSONObject:
+    """Store the RTTM and the timeline picture; their ids by kind go on."""
+
+    async def work(job: Job) -> JSONObject:
+        outputs = await _documents(meeting_id, turn_count)
+        return {
+            "meeting_id": meeting_id,
+            "outputs": {
+                output.kind: await outputs_controller.put(job, meeting_id, output)
+                for output in outputs
+            },
+        }
+
+    return run_job(work)
+
+
+async def _documents(meeting_id: int, turn_count: int) -> list[Output]:
+    name = await meetings_controller.get_name(meeting_id)
+    tracks = await tracks_controller.get_by_meeting(meeting_id)
+    turns = await turns_controller.get_by_meeting(meeting_id)
+    if len(turns) != turn_count:
+        raise RuntimeError(
+            f"meeting {meeting_id} has {len(turns)} turns in the database, {turn_count} were merged"
+        )
+    duration = max(track.duration for track in tracks)
+    picture = draw_timeline(name, [track.speaker for track in tracks], turns, duration)
+    return [
+        Output(kind="rttm", content=write_rttm(name, turns)),
+        Output(kind="svg", content=picture),
+    ]

@@ -1,0 +1,32 @@
+"""The first job of a meeting: look at its folder, and name its tracks for the fork."""
+
+import asyncio
+from pathlib import Path
+
+from conductor.client.worker.worker_task import worker_task
+
+from reflector_workers.audio import read_meeting
+from reflector_workers.job import Job
+from reflector_workers.storage.meetings import meetings_controller, tracks_controller
+from reflector_workers.workers.running import JSONObject, run_job
+
+
+@worker_task(task_definition_name="prepare_meeting", thread_count=3)  # type: ignore[untyped-decorator]
+def prepare_meeting(folder: str) -> JSONObject:
+    """Store a meeting and its tracks.
+
+    Returns:
+        ``meeting_id``, ``track_count``, and ``tracks``: one input per ``detect_speech`` job.
+    """
+
+    async def work(job: Job) -> JSONObject:
+        meeting = await asyncio.to_thread(read_meeting, Path(folder))
+        meeting_id = await meetings_controller.add(job, meeting)
+        tracks = await tracks_controller.get_by_meeting(meeting_id)
+        return {
+            "meeting_id": meeting_id,
+            "track_count": len(tracks),
+            "tracks": [{"track_id": track.id} for track in tracks],
+        }
+
+    return run_job(work)

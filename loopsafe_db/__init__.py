@@ -1,0 +1,1 @@
+"""Async database access that is right in every event loop, thread and process."""

@@ -1,0 +1,366 @@
+"""Every error that this library raises on purpose, by who has to change something.
+
+::
+
+    LoopsafeError
+    ├── MisuseError                      change the code
+    │   ├── ForeignLoopError      LDB101   used in another loop or process than its own
+    │   ├── ForeignTaskError      LDB102   used in another asyncio task than its own
+    │   ├── ReleasedError         LDB103   used after its ``async with`` block
+    │   ├── NoRunningLoopError    LDB104   awaited, or asked for, where no event loop runs
+    │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
+    │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
+    │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
+    │   └── QueryError            LDB108   a query and its values do not fit together
+    ├── ConfigurationError               change the settings (also a ValueError)
+    │   ├── MissingURLError       LDB201   no database URL was given
+    │   ├── InvalidURLError       LDB202   the URL cannot be read
+    │   ├── UnknownDriverError    LDB203   nobody has a driver of that name
+    │   ├── MissingDriverError    LDB204   the driver's package is not installed (also ImportError)
+    │   ├── InvalidSettingError   LDB205   a setting has a value that it cannot have
+    │   └── ServerUnavailableError LDB206  no PostgreSQL to start for tests and demos
+    ├── PoolError                        perhaps wait, or give it more connections
+    │   └── AcquireTimeout        LDB301   no connection came free in time (also TimeoutError)
+    └── DriverError                      the server or the way to it; perhaps retry
+        ├── ConnectError          LDB401   the server cannot be reached (also ConnectionError)
+        ├── AuthenticationError   LDB402   the server refuses the user or the password
+        ├── ConnectTimeout        LDB403   connecting took too long (also TimeoutError)
+        └── StatementTimeout      LDB404   a statement took too long (also TimeoutError)
+
+What the server says of a statement (a unique violation, a syntax error) arrives as the driver's own
+exception. The reference has a page on each code. Errors are picklable, because workers send them home,
+and never hold a password.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loopsafe_db._runtime.keys import LoopKey
+
+
+class LoopsafeError(Exception):
+    """The base of every error of this library.
+
+    Attributes:
+        code: Names the section in ``docs/reference/errors.md`` that explains and cures it.
+    """
+
+    code: ClassVar[str] = "LDB000"
+    hint: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        """Say what happened, where and to whom, without the code and the cure."""
+        return Exception.__str__(self)
+
+    def __str__(self) -> str:
+        text = f"[{self.code}] {self.describe()}"
+        return f"{text}\nHINT: {self.hint}" if self.hint else text
+
+
+class MisuseError(LoopsafeError):
+    """The calling code has to change."""
+
+    code = "LDB100"
+
+
+class ForeignLoopError(MisuseError):
+    """A connection or session of one event loop or process was used from another.
+
+    The `Database` handle never raises this. Connections and sessions do, if kept across two
+    ``asyncio.run`` calls, carried through a fork, or given to a thread with a loop of its own.
+
+    Attributes:
+        what: ``repr`` of what was used (the object itself would not pickle).
+        owner: The process and loop that opened it.
+        caller: The process and loop that used it.
+        taken_at: File and line where it was taken, or "".
+    """
+
+    code = "LDB101"
+    hint = "keep the Database handle, and acquire a connection where you use it"
+
+    def __init__(self, what: str, owner: LoopKey, caller: LoopKey, taken_at: str = "") -> None:
+        super().__init__(what, owner, caller, taken_at)
+        self.what, self.owner, self.caller, self.taken_at = what, owner, caller, taken_at
+
+    def describe(self) -> str:
+        where = f" (taken at {self.taken_at})" if self.taken_at else ""
+        return f"{self.what}{where} belongs to {self.owner}, was used in {self.caller}"
+
+
+class ForeignTaskError(MisuseError):
+    """A connection that one asyncio task holds was used by another.
+
+    Attributes:
+        what: ``repr`` of what was used.
+        owner: Name of the asyncio task that took it.
+        user: Name of the asyncio task that used it.
+        taken_at: File and line where the owner took it.
+    """
+
+    code = "LDB102"
+    hint = (
+        "use the Database handle in each task (it gives each a connection of its own), or hand the "
+        "connection over with `async with connection.share():` in the second task"
+    )
+
+    def __init__(self, what: str, owner: str, user: str, taken_at: str) -> None:
+        super().__init__(what, owner, user, taken_at)
+        self.what, self.owner, self.user, self.taken_at = what, owner, user, taken_at
+
+    def describe(self) -> str:
+        return (
+            f"{self.what} was taken by asyncio task {self.owner!r} at {self.taken_at}, "
+            f"was used by asyncio task {self.user!r}"
+        )
+
+
+class ReleasedError(MisuseError):
+    """A connection was used after its ``async with`` block gave it back."""
+
+    code = "LDB103"
+    hint = "use a connection inside its `async with` block only"
+
+    def __init__(self, what: str, taken_at: str) -> None:
+        super().__init__(what, taken_at)
+        self.what, self.taken_at = what, taken_at
+
+    def describe(self) -> str:
+        return f"{self.what} (taken at {self.taken_at}) has been released"
+
+
+class NoRunningLoopError(MisuseError):
+    """An operation that needs a running event loop was started where none runs."""
+
+    code = "LDB104"
+    hint = (
+        "await it inside a coroutine, for example `asyncio.run(main())`; a process forked inside a "
+        "coroutine has no running loop: start one with `asyncio.run`"
+    )
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def describe(self) -> str:
+        return f"{self.what} needs a running asyncio event loop, and none runs in this thread"
+
+
+class UnsupportedLoopError(MisuseError):
+    """The event loop that runs belongs to another library than asyncio."""
+
+    code = "LDB105"
+    hint = 'run it under asyncio or uvloop, for example `anyio.run(main, backend="asyncio")`'
+
+    def __init__(self, library: str) -> None:
+        super().__init__(library)
+        self.library = library
+
+    def describe(self) -> str:
+        return f"a {self.library} event loop runs in this thread; asyncpg and SQLAlchemy need asyncio's"
+
+
+class AsyncFactoryError(MisuseError):
+    """`LoopLocal.get` was called for a value that only an ``async`` factory can make."""
+
+    code = "LDB106"
+    hint = "await `aget()` first in this loop, or give LoopLocal a factory that is not async"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def describe(self) -> str:
+        return f"{self.what} has no value in this loop yet, and its factory is async"
+
+
+class TransactionError(MisuseError):
+    """A transaction was begun, ended or nested in a way that cannot work."""
+
+    code = "LDB107"
+    hint = "let each `async with` block of a transaction end in the task, and the order, it began in"
+
+
+class QueryError(MisuseError):
+    """A query, its parameters or a column asked of its rows do not fit together."""
+
+    code = "LDB108"
+    hint = "write parameters as :name, and give a value for each name and for no other"
+
+
+class ConfigurationError(LoopsafeError, ValueError):
+    """The settings have to change."""
+
+    code = "LDB200"
+
+
+class MissingURLError(ConfigurationError):
+    """No database URL was given.
+
+    Attributes:
+        name: Name of the database asked for.
+        variables: The environment variables that were looked at.
+    """
+
+    code = "LDB201"
+
+    def __init__(self, name: str, variables: Sequence[str]) -> None:
+        super().__init__(name, variables)
+        self.name, self.variables = name, tuple(variables)
+
+    def describe(self) -> str:
+        where = ", ".join(self.variables)
+        return (
+            f"no URL for database {self.name!r}: {where} not set, in the environment or in .env\n"
+            f"HINT: export {self.variables[0]}=postgresql://user@host/database, "
+            "or call loopsafe_db.configure(url=...) before the first get_database()"
+        )
+
+
+class InvalidURLError(ConfigurationError):
+    """A database URL cannot be read. The message has no part of the URL that may be a secret."""
+
+    code = "LDB202"
+    hint = "write it as postgresql://user:password@host:5432/database or sqlite:///path/to/file.db"
+
+
+class UnknownDriverError(ConfigurationError):
+    """No driver has the name that the URL asks for.
+
+    Attributes:
+        driver: The name in the URL.
+        known: The names that would work.
+    """
+
+    code = "LDB203"
+
+    def __init__(self, driver: str, known: Sequence[str]) -> None:
+        super().__init__(driver, known)
+        self.driver, self.known = driver, tuple(known)
+
+    def describe(self) -> str:
+        return f"no driver is called {self.driver!r}\nHINT: use one of {', '.join(self.known)}"
+
+
+class MissingDriverError(ConfigurationError, ImportError):
+    """The package of a known driver is not installed.
+
+    Attributes:
+        driver: Name of the driver.
+        package: The package that could not be imported.
+        extra: The extra of this library that brings it.
+    """
+
+    code = "LDB204"
+
+    def __init__(self, driver: str, package: str, extra: str) -> None:
+        super().__init__(driver, package, extra)
+        self.driver, self.package, self.extra = driver, package, extra
+
+    def describe(self) -> str:
+        return (
+            f"driver {self.driver!r} needs the package {self.package!r}, which is not installed\n"
+            f"HINT: pip install 'loopsafe-db[{self.extra}]'"
+        )
+
+
+class InvalidSettingError(ConfigurationError):
+    """A setting has a value that it cannot have."""
+
+    code = "LDB205"
+    hint = "see docs/reference/settings.md for what each setting takes"
+
+
+class ServerUnavailableError(ConfigurationError):
+    """No PostgreSQL could be found or started for tests and demos."""
+
+    code = "LDB206"
+    hint = "pip install 'loopsafe-db[embedded]', or install PostgreSQL's server binaries"
+
+
+class PoolError(LoopsafeError):
+    """The pool could not serve a caller; waiting or a larger pool may help."""
+
+    code = "LDB300"
+
+
+class AcquireTimeout(PoolError, TimeoutError):  # noqa: N818 (named like the stdlib's TimeoutError)
+    """No connection came free within the time a caller is ready to wait.
+
+    Attributes:
+        waited: Seconds.
+        size: How many connections the pool may open.
+        holders: Who holds one: task name, place and seconds, a line each.
+    """
+
+    code = "LDB301"
+    hint = "release sooner, or raise the pool size (LOOPSAFE_DB_POOL_SIZE)"
+
+    def __init__(self, waited: float, size: int, holders: Sequence[str] = ()) -> None:
+        super().__init__(waited, size, holders)
+        self.waited, self.size, self.holders = waited, size, tuple(holders)
+
+    def describe(self) -> str:
+        lines = [f"no connection came free in {self.waited:g} s; all {self.size} are in use"]
+        return "\n  ".join([*lines, *self.holders])
+
+
+class DriverError(LoopsafeError):
+    """The database server, or the way to it, failed; a retry may help."""
+
+    code = "LDB400"
+
+
+class ConnectError(DriverError, ConnectionError):
+    """The server cannot be reached, or ends the session while it is being opened.
+
+    Attributes:
+        target: Driver, host, port and database; no user's secret.
+        reason: What the driver said.
+    """
+
+    code = "LDB401"
+    hint = "check host and port, and that the server runs and takes connections from here"
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(target, reason)
+        self.target, self.reason = target, reason
+
+    def describe(self) -> str:
+        return f"cannot connect to {self.target}: {self.reason}"
+
+
+class AuthenticationError(ConnectError):
+    """The server refuses the user, the password or the database."""
+
+    code = "LDB402"
+    hint = "check user, password and database in the URL, and the server's access rules"
+
+
+class ConnectTimeout(ConnectError, TimeoutError):  # noqa: N818
+    """Connecting took longer than ``timeouts.connect``."""
+
+    code = "LDB403"
+    hint = "check that host and port are right and not dropped by a firewall"
+
+
+class StatementTimeout(DriverError, TimeoutError):  # noqa: N818
+    """A statement took longer than it may; the server was told to stop it.
+
+    Attributes:
+        timeout: Seconds.
+    """
+
+    code = "LDB404"
+    hint = "raise timeout= of this call or LOOPSAFE_DB_STATEMENT_TIMEOUT, or make the statement cheaper"
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(timeout)
+        self.timeout = timeout
+
+    def describe(self) -> str:
+        return f"the statement did not finish within {self.timeout:g} s"

@@ -1,0 +1,110 @@
+"""What README and docs show is what happens: their code runs, every error code has its section.
+
+A fence ``python run`` is part of its page's script, and ``text output`` is what that script prints.
+``python fails`` is a script of its own, which must fail with one of the lines of ``text error``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loopsafe_db import errors
+from loopsafe_db.settings import LoopsafeSettings
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(?P<kind>[a-z]+ [a-z]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def fences(page: Path, kind: str) -> list[str]:
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [fence["text"] for fence in found if fence["kind"] == kind]
+
+
+def run_script(text: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "page.py"
+    script.write_text(text, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, script],
+        cwd=folder,
+        env={**os.environ, "LOOPSAFE_DB_URL": url, "DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if fences(page, "python run")], ids=name_of
+)
+def test_a_page_does_what_it_shows(page: Path, postgres_url: str, tmp_path: Path) -> None:
+    done = run_script("\n".join(fences(page, "python run")), tmp_path, postgres_url)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "".join(fences(page, "text output"))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if fences(page, "python fails")], ids=name_of
+)
+def test_a_page_fails_where_it_says_so(page: Path, postgres_url: str, tmp_path: Path) -> None:
+    for text in fences(page, "python fails"):
+        done = run_script(text, tmp_path, postgres_url)
+
+        assert done.returncode != 0
+        shown = "".join(fences(page, "text error")).splitlines()
+        assert set(shown) & set(done.stderr.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Those written out, and those that a renderer makes of headings."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(ANCHOR.findall(text))
+
+
+def test_every_error_code_has_a_section() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
+    documented = set(
+        re.findall(r'^<a id="(ldb\d{3})"></a>\n\n## LDB\d{3} (\w+)$', page, re.MULTILINE)
+    )
+    raised = {
+        (error.code.lower(), name)
+        for name, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.LoopsafeError) and not error.code.endswith("00")
+    }
+
+    assert documented == raised
+
+
+def test_every_setting_is_in_the_table() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
+    prefix = LoopsafeSettings.model_config["env_prefix"]
+    read = {f"{prefix}{field}".upper() for field in LoopsafeSettings.model_fields}
+
+    assert documented == read | {"DATABASE_URL"}
