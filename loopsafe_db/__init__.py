@@ -1,1 +1,48 @@
-"""Async database access that is right in every event loop, thread and process."""
+"""Async database access that is right in every event loop, thread and forked process.
+
+::
+
+    from loopsafe_db import get_database
+
+    async def main():
+        print(await get_database().fetch_val("SELECT 1"))
+"""
+
+from loopsafe_db._runtime.keys import LoopKey
+from loopsafe_db.connection import Connection
+from loopsafe_db.database import Database
+from loopsafe_db.default import configure, get_database
+from loopsafe_db.engines.options import PoolLimits, Timeouts
+from loopsafe_db.engines.pool import PoolStats
+from loopsafe_db.errors import (
+    ConfigurationError,
+    DriverError,
+    LoopsafeError,
+    MisuseError,
+    PoolError,
+)
+from loopsafe_db.local import LoopLocal
+from loopsafe_db.records import Record
+from loopsafe_db.snapshot import ProcessSnapshot, snapshot
+from loopsafe_db.transaction import Transaction
+
+__all__ = [
+    "ConfigurationError",
+    "Connection",
+    "Database",
+    "DriverError",
+    "LoopKey",
+    "LoopLocal",
+    "LoopsafeError",
+    "MisuseError",
+    "PoolError",
+    "PoolLimits",
+    "PoolStats",
+    "ProcessSnapshot",
+    "Record",
+    "Timeouts",
+    "Transaction",
+    "configure",
+    "get_database",
+    "snapshot",
+]

@@ -133,7 +133,7 @@ class ReleasedError(MisuseError):
         return f"{self.what} (taken at {self.taken_at}) has been released"
 
 
-class NoRunningLoopError(MisuseError):
+class NoRunningLoopError(MisuseError, RuntimeError):
     """An operation that needs a running event loop was started where none runs."""
 
     code = "LDB104"
@@ -150,7 +150,7 @@ class NoRunningLoopError(MisuseError):
         return f"{self.what} needs a running asyncio event loop, and none runs in this thread"
 
 
-class UnsupportedLoopError(MisuseError):
+class UnsupportedLoopError(MisuseError, RuntimeError):
     """The event loop that runs belongs to another library than asyncio."""
 
     code = "LDB105"

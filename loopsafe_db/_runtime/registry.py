@@ -1,0 +1,186 @@
+"""The registry: which resources each loop of this process has, and how they end.
+
+A resource is made once per loop, held here strongly and keyed by a `LoopKey`. Its loop is held weakly: the
+resource pins the loop anyway (a socket knows its loop), so the registry has to let go when the loop ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loopsafe_db._runtime import forks
+from loopsafe_db._runtime.finalizers import LoopWatch
+from loopsafe_db._runtime.keys import LoopKey, next_serial, running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+_log = logging.getLogger("loopsafe_db")
+CLOSE_TIMEOUT = 2.0  # seconds that the end of a loop or of the process may wait for one resource
+
+
+@dataclass(slots=True)
+class Resource:
+    """A value that belongs to one loop, with its endings.
+
+    Attributes:
+        value: What users get.
+        close: Awaited on the loop that owns the value.
+        terminate: Called when no loop can run it any more; must not await.
+        sockets: Gives the open sockets, for a forked child to let go of.
+    """
+
+    value: Any
+    close: Callable[[], Awaitable[None]]
+    terminate: Callable[[], None]
+    sockets: Callable[[], Iterable[forks.SocketId]]
+
+
+class LoopState:
+    """What one loop of this process owns. Only that loop's thread changes it while the loop lives."""
+
+    __slots__ = ("__weakref__", "_loop", "_watch", "key", "locks", "resources")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.key = LoopKey(os.getpid(), next_serial())
+        self.resources: dict[object, Resource] = {}
+        self.locks: dict[object, asyncio.Lock] = {}
+        self._loop = weakref.ref(loop)
+        self._watch: LoopWatch | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop, if it is alive."""
+        return self._loop()
+
+    def add(self, owner: object, resource: Resource) -> None:
+        """Keep a resource until the loop ends."""
+        loop = self._loop()
+        if not self.resources and loop is not None:
+            # A loop whose shutdown has begun takes no more async generators (it warns); what is made
+            # that late ends with the close of the loop.
+            self._watch = self._watch or LoopWatch(loop, self.close, self.terminate)
+        self.resources[owner] = resource
+        _live[self.key] = self
+
+    async def evict(self, owner: object) -> None:
+        """Close one resource before its loop ends; unknown ones are fine."""
+        resource = self.resources.pop(owner, None)
+        if resource is not None:
+            await _close_or_terminate(resource)
+
+    async def close(self) -> None:
+        """End everything politely: the loop still runs. The last made ends first."""
+        while self.resources:
+            _, resource = self.resources.popitem()
+            await _close_or_terminate(resource)
+        _live.pop(self.key, None)
+
+    def terminate(self) -> None:
+        """End everything at once: no loop runs it any more."""
+        while self.resources:
+            _, resource = self.resources.popitem()
+            _terminate(resource)
+        _live.pop(self.key, None)
+
+
+_states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = weakref.WeakKeyDictionary()
+_live: dict[LoopKey, LoopState] = {}  # the loops that own something now
+_seen = 0  # loops that this process has shown us
+
+
+def current_state(what: str) -> LoopState:
+    """Give the state of the running loop of this process.
+
+    Args:
+        what: What needs a loop, for the error's text.
+
+    Raises:
+        NoRunningLoopError: Called from sync code.
+        UnsupportedLoopError: The loop is not asyncio's.
+    """
+    loop = running_loop(what)
+    state = _states.get(loop)
+    if state is not None and state.key.pid == os.getpid():
+        return state
+    return _enter(loop)
+
+
+def current_key() -> LoopKey:
+    """Give the key of the running loop, or ``LoopKey(pid, 0)`` where none runs."""
+    try:
+        return current_state("").key
+    except RuntimeError:
+        return LoopKey(os.getpid(), 0)
+
+
+def live_states() -> list[LoopState]:
+    """List the loops of this process that own something."""
+    pid = os.getpid()
+    return [state for state in list(_live.values()) if state.key.pid == pid]
+
+
+def loops_seen() -> int:
+    """Count the loops that have used this library in this process."""
+    return _seen
+
+
+def sweep() -> None:
+    """Terminate what closed loops left behind."""
+    for state in live_states():
+        loop = state.loop
+        if loop is None or loop.is_closed():
+            state.terminate()
+
+
+def _enter(loop: asyncio.AbstractEventLoop) -> LoopState:
+    global _seen
+    if any(key.pid != os.getpid() for key in list(_live)):
+        _abandon()  # a fork that ran no Python hooks
+    sweep()
+    _seen += 1
+    state = _states[loop] = LoopState(loop)
+    return state
+
+
+async def _close_or_terminate(resource: Resource) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await resource.close()
+    except BaseException as error:
+        _terminate(resource)
+        if not isinstance(error, Exception):
+            raise
+        _log.warning("could not close %r politely: %r", resource.value, error)
+
+
+def _terminate(resource: Resource) -> None:
+    try:
+        resource.terminate()
+    except Exception as error:  # noqa: BLE001 (the other resources have to end, too)
+        _log.warning("could not terminate %r: %r", resource.value, error)
+
+
+def _abandon() -> None:
+    """Forget, in a forked child, what the parent owns (see `forks`)."""
+    global _seen
+    states = list(_live.values())
+    _live.clear()
+    _seen = 0
+    forks.abandon(states)
+
+
+def _at_exit() -> None:
+    for state in live_states():
+        state.terminate()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
+atexit.register(_at_exit)

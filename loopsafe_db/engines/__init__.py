@@ -1,0 +1,1 @@
+"""SQLAlchemy engines: from a URL to the pool that a caller gets."""
