@@ -13,7 +13,13 @@ from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.errors import ForeignLoopError, ForeignTaskError, QueryError, ReleasedError, TransactionError
+from loopsafe_db.errors import (
+    ForeignLoopError,
+    ForeignTaskError,
+    QueryError,
+    ReleasedError,
+    TransactionError,
+)
 from loopsafe_db.queries import CompiledText, Query, compile_text
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.transaction import Transaction
@@ -65,7 +71,9 @@ class Connection:
         """Give every row, in the server's order. See `Database.fetch_all`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(self._driver.fetch_all(self._lease.raw, compiled.sql, args, self._limit(timeout)))
+            return await self._run(
+                self._driver.fetch_all(self._lease.raw, compiled.sql, args, self._limit(timeout))
+            )
         return (await self._run(self._clause(query, values, timeout)))[0]
 
     async def fetch_one(
@@ -74,7 +82,9 @@ class Connection:
         """Give the first row, or None. See `Database.fetch_one`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(self._driver.fetch_one(self._lease.raw, compiled.sql, args, self._limit(timeout)))
+            return await self._run(
+                self._driver.fetch_one(self._lease.raw, compiled.sql, args, self._limit(timeout))
+            )
         rows, _ = await self._run(self._clause(query, values, timeout))
         return rows[0] if rows else None
 
@@ -93,7 +103,9 @@ class Connection:
         try:
             return row[column]
         except (IndexError, KeyError):
-            raise QueryError(f"the row has no column {column!r}; it has {list(row.keys())}") from None
+            raise QueryError(
+                f"the row has no column {column!r}; it has {list(row.keys())}"
+            ) from None
 
     async def execute(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -101,7 +113,9 @@ class Connection:
         """Run a statement; give a value it returns, or the rows affected. See `Database.execute`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(self._driver.execute(self._lease.raw, compiled.sql, args, self._limit(timeout)))
+            return await self._run(
+                self._driver.execute(self._lease.raw, compiled.sql, args, self._limit(timeout))
+            )
         rows, outcome = await self._run(self._clause(query, values, timeout))
         return rows[0][0] if rows else outcome
 
@@ -117,9 +131,13 @@ class Connection:
                 return (await self._run(self._clause(query, list(values), timeout)))[1]  # type: ignore[no-any-return]
         compiled = compile_text(query, self._driver.traits.dialect)
         rows = [compiled.arguments(value) for value in values]
-        return await self._run(self._driver.execute_many(self._lease.raw, compiled.sql, rows, self._limit(timeout)))
+        return await self._run(
+            self._driver.execute_many(self._lease.raw, compiled.sql, rows, self._limit(timeout))
+        )
 
-    async def iterate(self, query: Query, values: Mapping[str, Any] | None = None) -> AsyncIterator[Record]:
+    async def iterate(
+        self, query: Query, values: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Record]:
         """Give rows as they are needed, with flat memory. See `Database.iterate`."""
         if not isinstance(query, str):
             for row in await self.fetch_all(query, values):
@@ -163,7 +181,9 @@ class Connection:
     async def begin(self, options: TransactionOptions) -> None:
         """Begin a transaction, or a savepoint in the one that is open; binds it to the task."""
         if self._transactions and options != TransactionOptions():
-            raise TransactionError("isolation, readonly and deferrable belong to the outermost transaction")
+            raise TransactionError(
+                "isolation, readonly and deferrable belong to the outermost transaction"
+            )
         transaction = self._driver.transaction(self._lease.raw, options)
         await self._run(transaction.start())
         if not self._transactions:
@@ -226,9 +246,13 @@ class Connection:
         if self._released:
             raise ReleasedError(repr(self), self._lease.taken_at)
         if task not in self._sharers:
-            raise ForeignTaskError(repr(self), self._owner.get_name(), task.get_name(), self._lease.taken_at)
+            raise ForeignTaskError(
+                repr(self), self._owner.get_name(), task.get_name(), self._lease.taken_at
+            )
 
-    def _compile(self, query: str, values: Mapping[str, Any] | None) -> tuple[CompiledText, Sequence[Any]]:
+    def _compile(
+        self, query: str, values: Mapping[str, Any] | None
+    ) -> tuple[CompiledText, Sequence[Any]]:
         self._check()
         compiled = compile_text(query, self._driver.traits.dialect)
         return compiled, compiled.arguments(values)
@@ -265,9 +289,9 @@ class Connection:
         if self._sqlalchemy is None:
             engine = self._pool.engine.sync_engine
             # Autocommit: transactions are begun and ended by us, for text and clauses alike.
-            self._sqlalchemy = sa.Connection(engine, connection=self._lease.fairy).execution_options(
-                isolation_level="AUTOCOMMIT"
-            )
+            self._sqlalchemy = sa.Connection(
+                engine, connection=self._lease.fairy
+            ).execution_options(isolation_level="AUTOCOMMIT")
         result = self._sqlalchemy.execute(query, values or {})
         if not result.returns_rows:
             return [], _outcome(result)
@@ -289,7 +313,9 @@ def _current_task() -> asyncio.Task[Any]:
     current_key()  # names the error where no loop runs
     task = asyncio.current_task()
     if task is None:
-        raise TransactionError("a connection belongs to an asyncio task, and this code runs in none")
+        raise TransactionError(
+            "a connection belongs to an asyncio task, and this code runs in none"
+        )
     return task
 
 
@@ -302,7 +328,7 @@ async def acquire(pool: ConnectionPool) -> Connection:
 def _place() -> str:
     """Name the file and line outside this library that asks for a connection."""
     frame = sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED[:2]) or (
+    while (frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED[:2])) or (
         frame.f_back is not None and frame.f_code.co_filename.endswith(_SKIPPED[2])
     ):
         frame = frame.f_back

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from loopsafe_db import connection as connections
@@ -15,7 +14,9 @@ from loopsafe_db.engines.url import parse_url
 from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
     from typing import Self
 
     from sqlalchemy import URL
@@ -57,7 +58,9 @@ class Database:
             ConfigurationError: The URL cannot be read, or has no driver.
         """
         self._apply(
-            DatabaseOptions(parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name)
+            DatabaseOptions(
+                parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name
+            )
         )
 
     def _apply(self, options: DatabaseOptions) -> None:
@@ -147,47 +150,87 @@ class Database:
         async with self._borrow() as connection:
             return await connection.execute_many(query, values, timeout=timeout)
 
-    async def iterate(self, query: Query, values: Mapping[str, Any] | None = None) -> AsyncIterator[Record]:
+    async def iterate(
+        self, query: Query, values: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Record]:
         """Give rows as they are needed, by a server-side cursor; holds a connection until it ends."""
         async with self._borrow() as connection:
             async for row in connection.iterate(query, values):
                 yield row
 
-    def connection(self) -> Any:
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
         """Check a connection out for the length of an ``async with``.
 
         Inside a transaction of this task it is that transaction's connection.
         """
         return self._borrow()
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
-    ) -> AsyncIterator[Connection]:
+    ) -> AbstractAsyncContextManager[Connection]:
         """Run a block in a transaction, or in a savepoint if this task has one open.
 
         Bound to the asyncio task: every call on this handle in the same task joins it. Tasks started inside
         get connections of their own, unless they take this one by ``connection.share()``.
         """
-        async with self._borrow() as connection:
-            async with Transaction(connection, TransactionOptions(isolation, readonly, deferrable)):
-                yield connection
+        return _InTransaction(self._borrow(), TransactionOptions(isolation, readonly, deferrable))
 
     def stats(self) -> PoolStats:
         """Sum up this handle's live pools in this process."""
         return _sum(pool.stats() for pool in self._scope.pools())
 
-    @asynccontextmanager
-    async def _borrow(self) -> AsyncIterator[Connection]:
+    def _borrow(self) -> _Borrowed:
+        return _Borrowed(self._scope)
+
+
+class _Borrowed:
+    """A connection for one block. No generator: one left half-way at exit would be run by the loop."""
+
+    __slots__ = ("_own", "_scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._own: Connection | None = None
+
+    async def __aenter__(self) -> Connection:
         pool = self._scope.pool()
         if pool.bound and (joined := _bound(pool)) is not None:
-            yield joined
-            return
-        connection = await connections.acquire(pool)
+            return joined
+        self._own = await connections.acquire(pool)
+        return self._own
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._own is not None:
+            await self._own.release()
+
+
+class _InTransaction:
+    """A borrowed connection with a transaction on it."""
+
+    __slots__ = ("_borrowed", "_options", "_transaction")
+
+    def __init__(self, borrowed: _Borrowed, options: TransactionOptions) -> None:
+        self._borrowed, self._options = borrowed, options
+
+    async def __aenter__(self) -> Connection:
+        connection = await self._borrowed.__aenter__()
         try:
-            yield connection
+            self._transaction = await Transaction(connection, self._options).__aenter__()
+        except BaseException:
+            await self._borrowed.__aexit__()
+            raise
+        return connection
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self._transaction.__aexit__(kind, error, trace)
         finally:
-            await connection.release()
+            await self._borrowed.__aexit__()
 
 
 def _bound(pool: ConnectionPool) -> Connection | None:
@@ -201,7 +244,7 @@ def _restore(kind: type[Database], options: DatabaseOptions) -> Database:
     return database
 
 
-def _sum(stats: Any) -> PoolStats:
+def _sum(stats: Iterable[PoolStats]) -> PoolStats:
     total = PoolStats()
     for item in stats:
         total.add(item)

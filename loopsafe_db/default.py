@@ -55,7 +55,10 @@ def configure(
         ConfigurationError: The URL cannot be read, or has no driver.
     """
     return _keep(
-        name, DatabaseOptions(parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name)
+        name,
+        DatabaseOptions(
+            parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name
+        ),
     )
 
 

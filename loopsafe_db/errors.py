@@ -182,7 +182,9 @@ class TransactionError(MisuseError):
     """A transaction was begun, ended or nested in a way that cannot work."""
 
     code = "LDB107"
-    hint = "let each `async with` block of a transaction end in the task, and the order, it began in"
+    hint = (
+        "let each `async with` block of a transaction end in the task, and the order, it began in"
+    )
 
 
 class QueryError(MisuseError):
@@ -288,7 +290,7 @@ class PoolError(LoopsafeError):
     code = "LDB300"
 
 
-class AcquireTimeout(PoolError, TimeoutError):  # noqa: N818 (named like the stdlib's TimeoutError)
+class AcquireTimeout(PoolError, TimeoutError):
     """No connection came free within the time a caller is ready to wait.
 
     Attributes:
@@ -341,14 +343,14 @@ class AuthenticationError(ConnectError):
     hint = "check user, password and database in the URL, and the server's access rules"
 
 
-class ConnectTimeout(ConnectError, TimeoutError):  # noqa: N818
+class ConnectTimeout(ConnectError, TimeoutError):
     """Connecting took longer than ``timeouts.connect``."""
 
     code = "LDB403"
     hint = "check that host and port are right and not dropped by a firewall"
 
 
-class StatementTimeout(DriverError, TimeoutError):  # noqa: N818
+class StatementTimeout(DriverError, TimeoutError):
     """A statement took longer than it may; the server was told to stop it.
 
     Attributes:

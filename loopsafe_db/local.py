@@ -51,7 +51,12 @@ class LoopLocal(Generic[T]):
             sockets: Gives the sockets that a value holds, which a forked child then lets go of.
             name: For error messages.
         """
-        self._factory, self._close, self._terminate, self._sockets = factory, close, terminate, sockets
+        self._factory, self._close, self._terminate, self._sockets = (
+            factory,
+            close,
+            terminate,
+            sockets,
+        )
         self._name = name or f"LoopLocal({getattr(factory, '__name__', factory)})"
 
     def __repr__(self) -> str:

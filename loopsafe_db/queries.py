@@ -45,13 +45,15 @@ class CompiledText:
             return f"values must be a mapping of parameter names, not {type(values).__name__}"
         given = set(values or ())
         missing, unknown = sorted(self.names - given), sorted(map(str, given - self.names))
-        parts = [f"no value for :{name}" for name in missing] + [f"no parameter :{name}" for name in unknown]
+        parts = [f"no value for :{name}" for name in missing] + [
+            f"no parameter :{name}" for name in unknown
+        ]
         return f"{', '.join(parts)} in: {self.sql[:200]}"
 
 
 @lru_cache(maxsize=2048)
 def compile_text(sql: str, dialect: str) -> CompiledText:
-    """Compile once per text and dialect (``postgresql+asyncpg``); ``\\:`` is a colon, ``::`` a cast."""
+    r"""Compile once per text and dialect (``postgresql+asyncpg``); ``\:`` is a colon, ``::`` a cast."""
     clause = text(sql)
     if not clause._bindparams:  # noqa: SLF001 (nothing to translate but the escapes)
         return CompiledText(sql.replace("\\:", ":"), (), frozenset())

@@ -30,10 +30,13 @@ class Record:
         def __iter__(self) -> Iterator[Any]: ...
         def keys(self) -> Sequence[str]:
             """Give the column names in their order."""
+
         def values(self) -> Sequence[Any]:
             """Give the values in the columns' order."""
+
         def items(self) -> Sequence[tuple[str, Any]]:
             """Give pairs of column name and value."""
+
         def get(self, key: str, default: Any = None, /) -> Any:
             """Give the value of a column, or `default` if there is no such column."""
 
@@ -41,7 +44,9 @@ class Record:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"the row has no column {name!r}; it has {list(self.keys())}") from None
+            raise AttributeError(
+                f"the row has no column {name!r}; it has {list(self.keys())}"
+            ) from None
 
     @property
     def _mapping(self) -> Mapping[str, Any]:

@@ -32,7 +32,9 @@ class LoopsafeSettings(BaseSettings):
 class _PlatformSettings(BaseSettings):
     """What hosting platforms set."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
 
     database_url: SecretStr | None = None
 
@@ -45,12 +47,15 @@ def load_options(name: str) -> DatabaseOptions:
         InvalidSettingError: A variable has a value that it cannot have.
         InvalidURLError: The URL cannot be read.
     """
-    prefix = _PREFIX if name == "default" else f"{_PREFIX}{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_"
+    prefix = (
+        _PREFIX if name == "default" else f"{_PREFIX}{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_"
+    )
     try:
-        settings = LoopsafeSettings(_env_prefix=prefix)
+        settings = LoopsafeSettings(_env_prefix=prefix)  # type: ignore[call-arg]
     except ValidationError as error:
         wrong = "; ".join(
-            f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors(include_input=False)
+            f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False)
         )
         raise InvalidSettingError(wrong) from None  # pydantic's own text shows the input
     url, variables = settings.url, [f"{prefix}URL"]

@@ -12,11 +12,13 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
+from loopsafe_db import Database
 from loopsafe_db.errors import ServerUnavailableError
 from loopsafe_db.testing.postgres import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class PostgresServer(Protocol):
@@ -69,6 +71,14 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     url = postgres_server.create_database()
     yield url
     postgres_server.drop_database(make_url(url).database or "")
+
+
+@pytest.fixture(params=["asyncpg", "aiosqlite"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A handle on an empty database, for every driver."""
+    if request.param == "asyncpg":
+        return Database(request.getfixturevalue("postgres_url"))
+    return Database(f"sqlite:///{tmp_path}/test.db?timeout=30")
 
 
 @contextmanager

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ class LoopWatch:
         self._generator = _left_open(on_shutdown)
         # The first step registers the generator with the running loop; it reaches its `yield`
         # without suspending, so it can be driven by hand.
-        try:
+        with suppress(StopIteration):
             self._generator.__anext__().send(None)
-        except StopIteration:
-            pass
         # The handle is not kept: nobody but the loop may hold the canary.
         loop.call_later(_FAR_AWAY, _never, _Canary(on_closed))
 

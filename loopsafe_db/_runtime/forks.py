@@ -83,9 +83,10 @@ def _give_own_selector(loop: asyncio.AbstractEventLoop) -> None:
     descriptors and reads the self-pipe: on the shared ones, the parent would miss its wake-ups.
     uvloop does the like by itself.
     """
-    selector = getattr(loop, "_selector", None)
-    ours, theirs = getattr(loop, "_ssock", None), getattr(loop, "_csock", None)
-    if ours is None or theirs is None or not isinstance(selector, _EPOLL):
+    inner: Any = loop
+    selector: Any = getattr(inner, "_selector", None)
+    ours, theirs = getattr(inner, "_ssock", None), getattr(inner, "_csock", None)
+    if ours is None or theirs is None or type(selector) not in _EPOLL:
         return
     fresh = select.epoll()
     os.dup2(fresh.fileno(), selector.fileno(), inheritable=False)
@@ -95,9 +96,9 @@ def _give_own_selector(loop: asyncio.AbstractEventLoop) -> None:
     os.dup2(writer.fileno(), theirs.fileno(), inheritable=False)
     reader.close()
     writer.close()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    selector._selector.register(ours.fileno(), select.EPOLLIN)  # type: ignore[attr-defined]  # noqa: SLF001
+    ours.settimeout(0)
+    theirs.settimeout(0)
+    selector._selector.register(ours.fileno(), select.EPOLLIN)  # noqa: SLF001
 
 
 _EPOLL: tuple[type, ...] = (selectors.EpollSelector,) if hasattr(selectors, "EpollSelector") else ()

@@ -45,7 +45,7 @@ class Resource:
 class LoopState:
     """What one loop of this process owns. Only that loop's thread changes it while the loop lives."""
 
-    __slots__ = ("__weakref__", "_loop", "_watch", "key", "locks", "resources")
+    __slots__ = ("__weakref__", "_loop", "_watch", "_watched", "key", "locks", "resources")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.key = LoopKey(os.getpid(), next_serial())
@@ -53,6 +53,7 @@ class LoopState:
         self.locks: dict[object, asyncio.Lock] = {}
         self._loop = weakref.ref(loop)
         self._watch: LoopWatch | None = None
+        self._watched = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -62,10 +63,11 @@ class LoopState:
     def add(self, owner: object, resource: Resource) -> None:
         """Keep a resource until the loop ends."""
         loop = self._loop()
-        if not self.resources and loop is not None:
-            # A loop whose shutdown has begun takes no more async generators (it warns); what is made
+        if not self._watched and loop is not None:
+            # Once only: a loop whose shutdown has begun warns of new async generators; what is made
             # that late ends with the close of the loop.
-            self._watch = self._watch or LoopWatch(loop, self.close, self.terminate)
+            self._watched = True
+            self._watch = LoopWatch(loop, self.close, self.terminate)
         self.resources[owner] = resource
         _live[self.key] = self
 
@@ -80,17 +82,26 @@ class LoopState:
         while self.resources:
             _, resource = self.resources.popitem()
             await _close_or_terminate(resource)
-        _live.pop(self.key, None)
+        self._forget()
 
     def terminate(self) -> None:
         """End everything at once: no loop runs it any more."""
         while self.resources:
             _, resource = self.resources.popitem()
             _terminate(resource)
+        loop = self._loop()
+        if loop is None or loop.is_closed():  # else the loop would still want to run the generator
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the loop: its async generator refers to it."""
+        self._watch = None
         _live.pop(self.key, None)
 
 
-_states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = weakref.WeakKeyDictionary()
+_states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
+    weakref.WeakKeyDictionary()
+)
 _live: dict[LoopKey, LoopState] = {}  # the loops that own something now
 _seen = 0  # loops that this process has shown us
 

@@ -12,7 +12,13 @@ import aiosqlite
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
-from loopsafe_db.errors import ConnectError, ConnectTimeout, ForeignLoopError, StatementTimeout, TransactionError
+from loopsafe_db.errors import (
+    ConnectError,
+    ConnectTimeout,
+    ForeignLoopError,
+    StatementTimeout,
+    TransactionError,
+)
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
@@ -33,8 +39,10 @@ class GuardedConnection(aiosqlite.Connection):
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         caller = current_key()
         if caller != self.guarded_owner:
-            raise ForeignLoopError(f"<aiosqlite connection {id(self):#x}>", self.guarded_owner, caller)
-        return await super()._execute(fn, *args, **kwargs)
+            raise ForeignLoopError(
+                f"<aiosqlite connection {id(self):#x}>", self.guarded_owner, caller
+            )
+        return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
@@ -54,7 +62,9 @@ class SqliteTransaction:
             await _run(self._raw, f"SAVEPOINT {self._savepoint}")
             return
         if self._options.isolation not in (None, "serializable"):
-            raise TransactionError(f"SQLite has no isolation level {self._options.isolation!r}, only 'serializable'")
+            raise TransactionError(
+                f"SQLite has no isolation level {self._options.isolation!r}, only 'serializable'"
+            )
         if self._options.readonly:
             await _run(self._raw, "PRAGMA query_only = ON")
         await _run(self._raw, "BEGIN")
@@ -86,12 +96,15 @@ class AiosqliteDriver:
         arguments = {**options.arguments, "isolation_level": None, "check_same_thread": False}
         raw = GuardedConnection(partial(sqlite3.connect, **arguments), 64)
         raw.guarded_owner = current_key()
-        getattr(raw, "_thread", raw).daemon = True
+        thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
+        thread.daemon = True
         try:
             async with asyncio.timeout(options.timeout):
                 await raw
         except TimeoutError as error:
-            raise ConnectTimeout(options.target, f"no answer within {options.timeout:g} s") from error
+            raise ConnectTimeout(
+                options.target, f"no answer within {options.timeout:g} s"
+            ) from error
         except sqlite3.Error as error:
             raise ConnectError(options.target, str(error)) from error
         return raw
@@ -107,7 +120,9 @@ class AiosqliteDriver:
         rows = await _bounded(raw, partial(_fetch, raw, sql, args, 1), timeout)
         return rows[0] if rows else None
 
-    async def execute(self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
+    async def execute(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Any:
         return await _bounded(raw, partial(_execute, raw, sql, args), timeout)
 
     async def execute_many(
@@ -123,7 +138,9 @@ class AiosqliteDriver:
         await transaction.commit()
         return count
 
-    async def iterate(self, raw: GuardedConnection, sql: str, args: Sequence[Any]) -> AsyncIterator[Record]:
+    async def iterate(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any]
+    ) -> AsyncIterator[Record]:
         cursor = await raw._execute(raw._conn.execute, sql, args)  # noqa: SLF001
         keys = _keys(cursor)
         try:
@@ -155,8 +172,8 @@ class AiosqliteDriver:
             return
         connection, raw._connection, raw._running = raw._connection, None, False  # noqa: SLF001
         connection.interrupt()
-        thread, done = getattr(raw, "_thread", raw), _stop_marker()
-        raw._tx.put_nowait((None, partial(_close_and_stop, connection, done)))  # noqa: SLF001
+        thread: Any = getattr(raw, "_thread", raw)
+        raw._tx.put_nowait((None, partial(_close_and_stop, connection, _stop_marker())))  # noqa: SLF001
         thread.join(1.0)
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
@@ -195,7 +212,9 @@ def _keys(cursor: sqlite3.Cursor) -> RecordKeys:
 # These run in the connection's thread.
 
 
-def _fetch(raw: GuardedConnection, sql: str, args: Sequence[Any], limit: int | None) -> list[Record]:
+def _fetch(
+    raw: GuardedConnection, sql: str, args: Sequence[Any], limit: int | None
+) -> list[Record]:
     cursor = raw._conn.execute(sql, args)  # noqa: SLF001
     keys = _keys(cursor)
     rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)

@@ -32,7 +32,7 @@ _REFUSED = (
 )
 
 
-class AsyncpgRecord(Record, asyncpg.Record):
+class AsyncpgRecord(Record, asyncpg.Record):  # type: ignore[misc]
     """asyncpg's own row type, allocated by asyncpg in C, with our methods."""
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class AsyncpgRecord(Record, asyncpg.Record):
     __repr__ = Record.__repr__
 
 
-class GuardedConnection(asyncpg.Connection):
+class GuardedConnection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that refuses another loop or process, whoever asks: a session, SQLAlchemy, a user."""
 
     __slots__ = ("_guarded_owner", "_guarded_socket")
@@ -85,7 +85,9 @@ class AsyncpgDriver:
         except _REFUSED as error:
             raise AuthenticationError(options.target, str(error)) from error
         except TimeoutError as error:
-            raise ConnectTimeout(options.target, f"no answer within {options.timeout:g} s") from error
+            raise ConnectTimeout(
+                options.target, f"no answer within {options.timeout:g} s"
+            ) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise ConnectError(options.target, str(error) or repr(error)) from error
         raw._guarded_socket = _socket_of(raw)  # noqa: SLF001
@@ -103,7 +105,9 @@ class AsyncpgDriver:
         with _timeout_named(timeout):
             return await raw.fetchrow(sql, *args, timeout=timeout, record_class=AsyncpgRecord)  # type: ignore[no-any-return]
 
-    async def execute(self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
+    async def execute(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Any:
         with _timeout_named(timeout):
             if not args and ";" in sql.rstrip().rstrip(";"):
                 return _affected(await raw.execute(sql, timeout=timeout))  # several statements
@@ -121,7 +125,9 @@ class AsyncpgDriver:
             await raw.executemany(sql, rows, timeout=timeout)
         return None
 
-    async def iterate(self, raw: GuardedConnection, sql: str, args: Sequence[Any]) -> AsyncIterator[Record]:
+    async def iterate(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any]
+    ) -> AsyncIterator[Record]:
         async for row in raw.cursor(sql, *args, prefetch=500, record_class=AsyncpgRecord):
             yield row
 
@@ -155,7 +161,6 @@ class AsyncpgDriver:
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
         sock = raw._guarded_socket  # noqa: SLF001
         return () if sock is None or raw.is_closed() else (sock,)
-
 
 
 @contextmanager

@@ -75,10 +75,14 @@ class Driver(Protocol):
     async def connect(self, options: ConnectOptions) -> Any:
         """Open a connection, or raise `ConnectError` or one below it."""
 
-    async def fetch_all(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> list[Record]:
+    async def fetch_all(
+        self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> list[Record]:
         """Give every row."""
 
-    async def fetch_one(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Record | None:
+    async def fetch_one(
+        self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Record | None:
         """Give the first row."""
 
     async def execute(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Any:

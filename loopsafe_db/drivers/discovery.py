@@ -36,7 +36,9 @@ def find_driver(drivername: str) -> Driver:
     dialect, _, name = drivername.partition("+")
     known = _KNOWN.get(name or _DEFAULTS.get(dialect, ""))
     if known is None or dialect not in _DEFAULTS:
-        raise UnknownDriverError(drivername, sorted(_DEFAULTS) + [f"{d}+{n}" for d, n in _DEFAULTS.items()])
+        raise UnknownDriverError(
+            drivername, sorted(_DEFAULTS) + [f"{d}+{n}" for d, n in _DEFAULTS.items()]
+        )
     try:
         driver = cast("Driver", importlib.import_module(known.module).DRIVER)
     except ModuleNotFoundError as error:

@@ -29,7 +29,9 @@ class Timeouts:
         for name in ("connect", "acquire", "statement"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise InvalidSettingError(f"timeout {name} must be more than 0 seconds, not {value!r}")
+                raise InvalidSettingError(
+                    f"timeout {name} must be more than 0 seconds, not {value!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.options import DatabaseOptions
 
-SETTLE_TIMEOUT = 2.0  # seconds for an interrupted statement to end before its connection is terminated
+SETTLE_TIMEOUT = (
+    2.0  # seconds for an interrupted statement to end before its connection is terminated
+)
 
 
 @dataclass(slots=True)
@@ -78,7 +80,9 @@ class ConnectionPool:
     def __init__(self, key: LoopKey, driver: Driver, options: DatabaseOptions) -> None:
         self.key, self.driver, self.options = key, driver, options
         self.engine: AsyncEngine  # set by the factory, which needs this pool to open connections
-        self.bound: dict[asyncio.Task[Any], list[Any]] = {}  # asyncio task -> its connections in a transaction
+        self.bound: dict[
+            asyncio.Task[Any], list[Any]
+        ] = {}  # asyncio task -> its connections in a transaction
         self._raws: set[Any] = set()
         self._leases: set[Lease] = set()
         self._stats = PoolStats()
@@ -165,14 +169,19 @@ class ConnectionPool:
         pool = self.engine.sync_engine.pool
         if self._idle():
             try:
-                return pool.connect()  # an idle connection is lent without a greenlet: a fifth of the time
+                return (
+                    pool.connect()
+                )  # an idle connection is lent without a greenlet: a fifth of the time
             except sqlalchemy.exc.MissingGreenlet:
                 pass  # it has to be replaced first, which awaits
         try:
             return await greenlet_spawn(pool.connect)
         except sqlalchemy.exc.TimeoutError:
             now = time.monotonic()
-            holders = [f"{lease.holder} for {now - lease.since:.1f} s, {lease.taken_at}" for lease in self._leases]
+            holders = [
+                f"{lease.holder} for {now - lease.since:.1f} s, {lease.taken_at}"
+                for lease in self._leases
+            ]
             limits = self.options
             raise AcquireTimeout(limits.timeouts.acquire, limits.pool.size, holders) from None
 

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from loopsafe_db.engines.options import DatabaseOptions
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_POSTGRESQL_NAMES = ("application_name", "connect_timeout", "ssl", "sslmode", "host", "port", "options")
+_POSTGRESQL_NAMES = (
+    "application_name",
+    "connect_timeout",
+    "ssl",
+    "sslmode",
+    "host",
+    "port",
+    "options",
+)
 _SQLITE_NAMES = ("timeout", "cached_statements", "uri", "detect_types", "mode", "cache")
 
 
@@ -27,7 +35,9 @@ def parse_url(url: str | URL) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # The text may hold a password anywhere, so no part of it is shown.
-        raise InvalidURLError(f"not a database URL (a text of {len(str(url))} characters)") from None
+        raise InvalidURLError(
+            f"not a database URL (a text of {len(str(url))} characters)"
+        ) from None
     if parsed.drivername == "postgres":
         parsed = parsed.set(drivername="postgresql")
     if parsed.drivername.startswith("postgresql") and not parsed.database:
@@ -37,7 +47,9 @@ def parse_url(url: str | URL) -> URL:
 
 def describe_target(url: URL) -> str:
     """Name driver, host, port and database, and neither user nor password."""
-    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+    return URL.create(
+        url.drivername, host=url.host, port=url.port, database=url.database
+    ).render_as_string()
 
 
 def asyncpg_arguments(options: DatabaseOptions) -> dict[str, Any]:
@@ -48,7 +60,11 @@ def asyncpg_arguments(options: DatabaseOptions) -> dict[str, Any]:
     """
     url = options.url
     query = _known_query(url, _POSTGRESQL_NAMES)
-    settings = {"application_name": query.get("application_name") or options.application_name or "loopsafe_db"}
+    settings = {
+        "application_name": query.get("application_name")
+        or options.application_name
+        or "loopsafe_db"
+    }
     if "options" in query:
         settings["options"] = query["options"]
     mode = query.get("sslmode", query.get("ssl"))
@@ -89,5 +105,7 @@ def connect_timeout(options: DatabaseOptions) -> float:
 def _known_query(url: URL, known: tuple[str, ...]) -> dict[str, str]:
     unknown = sorted(set(url.query) - set(known))
     if unknown:
-        raise InvalidURLError(f"unknown in the URL's query: {', '.join(unknown)}; known: {', '.join(known)}")
+        raise InvalidURLError(
+            f"unknown in the URL's query: {', '.join(unknown)}; known: {', '.join(known)}"
+        )
     return {name: str(value) for name, value in url.query.items()}

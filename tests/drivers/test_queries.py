@@ -1,0 +1,156 @@
+"""Queries, rows and transactions mean the same on every driver."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db import Database, PoolLimits, Timeouts
+from loopsafe_db.errors import (
+    AcquireTimeout,
+    ForeignTaskError,
+    QueryError,
+    ReleasedError,
+    StatementTimeout,
+)
+
+if TYPE_CHECKING:
+    from loopsafe_db import Connection
+
+table = sa.Table(
+    "things",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, default=lambda: "by default"),
+    sa.Column("data", sa.JSON),
+)
+
+
+async def make_table(database: Database) -> None:
+    await database.execute("DROP TABLE IF EXISTS things")
+    await database.execute(sa.schema.CreateTable(table))
+
+
+async def test_a_row_is_mapping_tuple_and_has_attributes(database: Database) -> None:
+    row = await database.fetch_one("SELECT 1 AS a, 'x' AS b")
+    assert row is not None
+    a, b = row
+    assert (a, b) == (row["a"], row["b"]) == (row[0], row[1]) == (row.a, row.b) == (1, "x")
+    assert dict(row) == {"a": 1, "b": "x"} == dict(**row)
+    assert pickle.loads(pickle.dumps(row)) == row
+    with pytest.raises(AttributeError, match="no column 'c'"):
+        _ = row.c
+
+
+async def test_named_parameters_may_repeat_and_casts_are_not_parameters(database: Database) -> None:
+    query = "SELECT CAST(:x AS int) + CAST(:y AS int) * CAST(:x AS int) AS n"
+    assert await database.fetch_val(query, {"x": 2, "y": 3}) == 8
+
+
+@pytest.mark.parametrize("values", [{}, {"x": 1, "z": 2}, None])
+async def test_values_that_do_not_fit_are_refused(
+    database: Database, values: dict[str, int] | None
+) -> None:
+    with pytest.raises(QueryError, match="LDB108"):
+        await database.fetch_val("SELECT :x", values)
+
+
+async def test_clauses_keep_defaults_keys_and_types(database: Database) -> None:
+    await make_table(database)
+    key = await database.execute(table.insert().values(data={"k": [1]}))
+    row = await database.fetch_one(table.select().where(table.c.id == key))
+    assert row is not None
+    assert (row.name, row.data) == ("by default", {"k": [1]})
+    assert await database.execute(table.update().values(name="n")) == 1
+    assert await database.execute("UPDATE things SET name = :n", {"n": "m"}) == 1
+    assert (
+        await database.execute("DELETE FROM things WHERE id = :i RETURNING name", {"i": key}) == "m"
+    )
+
+
+async def test_execute_many_is_all_or_nothing(database: Database) -> None:
+    await make_table(database)
+    insert = "INSERT INTO things (id, name) VALUES (:id, :name)"
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await database.execute_many(insert, [{"id": i % 3, "name": "x"} for i in range(4)])
+    assert await database.fetch_val("SELECT count(*) FROM things") == 0
+    await database.execute_many(insert, [{"id": i, "name": "x"} for i in range(1500)])
+    assert [row.id async for row in database.iterate("SELECT id FROM things ORDER BY id")] == [
+        *range(1500)
+    ]
+
+
+async def test_a_transaction_is_joined_by_its_task_alone(database: Database) -> None:
+    await make_table(database)
+
+    async def count() -> int:
+        return int(await database.fetch_val("SELECT count(*) FROM things"))
+
+    async with database.transaction():
+        await database.execute("INSERT INTO things (id) VALUES (1)")
+        assert await count() == 1
+        assert await asyncio.create_task(count()) == 0
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
+            async with database.transaction():
+                await database.execute("INSERT INTO things (id) VALUES (2)")
+                raise ZeroDivisionError
+        assert await count() == 1
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with database.transaction():
+            await database.execute("DELETE FROM things")
+            raise ZeroDivisionError
+    assert await asyncio.create_task(count()) == 1
+
+
+async def test_a_shared_connection_joins_the_transaction(database: Database) -> None:
+    await make_table(database)
+
+    async def child(connection: Connection) -> int:
+        async with connection.share():
+            return int(await database.fetch_val("SELECT count(*) FROM things"))
+
+    async with database.transaction() as connection:
+        await database.execute("INSERT INTO things (id) VALUES (1)")
+        assert await asyncio.gather(*(child(connection) for _ in range(3))) == [1, 1, 1]
+
+
+async def test_a_connection_used_by_two_tasks_names_both_and_the_place(database: Database) -> None:
+    async with database.connection() as connection:
+        with pytest.raises(ForeignTaskError) as caught:
+            await asyncio.create_task(connection.fetch_val("SELECT 1"), name="the-thief")
+    text = str(caught.value)
+    assert "the-thief" in text
+    assert f"{__file__}:" in text
+    with pytest.raises(ReleasedError, match="LDB103"):
+        await connection.fetch_val("SELECT 1")
+
+
+async def test_a_full_pool_says_who_holds_what(database: Database) -> None:
+    small = Database(database.url, pool=PoolLimits(1), timeouts=Timeouts(acquire=0.05))
+    async with small.connection():
+        with pytest.raises(AcquireTimeout, match=r"test_queries\.py:"):
+            await asyncio.create_task(small.fetch_val("SELECT 1"))
+    assert await small.fetch_val("SELECT 1") == 1
+
+
+async def test_cancelled_queries_leave_a_usable_pool(postgres_url: str) -> None:
+    database = Database(postgres_url, pool=PoolLimits(2))
+
+    async def job(number: int) -> int:
+        async with asyncio.timeout(0.001 * (number % 7)):
+            return int(await database.fetch_val("SELECT 1 FROM pg_sleep(0.003)"))
+
+    await asyncio.gather(*(job(number) for number in range(60)), return_exceptions=True)
+    assert await asyncio.gather(*(database.fetch_val("SELECT 7") for _ in range(9))) == [7] * 9
+    assert database.stats().in_use == 0
+
+
+async def test_a_statement_that_takes_too_long_is_stopped(postgres_url: str) -> None:
+    database = Database(postgres_url, pool=PoolLimits(1))
+    with pytest.raises(StatementTimeout, match="LDB404"):
+        await database.fetch_val("SELECT pg_sleep(60)", timeout=0.1)
+    assert await database.fetch_val("SELECT 1") == 1

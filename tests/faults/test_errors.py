@@ -1,0 +1,121 @@
+"""Bad input gives one clear error, with code and cure; no error shows a password, each survives a pickle."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pickle
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loopsafe_db import Database, LoopKey, configure, errors, get_database
+from loopsafe_db.errors import (
+    AuthenticationError,
+    ConnectError,
+    InvalidSettingError,
+    InvalidURLError,
+    LoopsafeError,
+    MissingURLError,
+    UnknownDriverError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+SAMPLES: dict[str, object] = {
+    "what": "it",
+    "owner": LoopKey(1, 2),
+    "caller": LoopKey(3, 4),
+    "taken_at": "a.py:1",
+    "user": "task",
+    "library": "Trio",
+    "name": "default",
+    "variables": ("A",),
+    "driver": "d",
+    "known": ("a",),
+    "package": "p",
+    "extra": "e",
+    "waited": 1.0,
+    "size": 2,
+    "holders": ("x",),
+    "target": "t",
+    "reason": "r",
+    "timeout": 1.5,
+}
+TREE = [
+    found
+    for _, found in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(found, LoopsafeError)
+]
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_every_error_survives_a_pickle(kind: type[LoopsafeError]) -> None:
+    names = [name for name in inspect.signature(kind.__init__).parameters if name in SAMPLES]
+    error = kind(*(SAMPLES[name] for name in names)) if names else kind("a text")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
+    assert str(error).startswith(f"[{kind.code}] ")
+
+
+def test_every_code_is_used_once() -> None:
+    codes = [kind.code for kind in TREE]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("not an url: hunter2", InvalidURLError),
+        ("postgresql://u:hunter2@host", InvalidURLError),
+        ("postgresql://u:hunter2@host/db?sslmod=require", InvalidURLError),
+        ("postgresql://u:hunter2@host/db?sslmode=hunter", InvalidURLError),
+        ("oracle://u:hunter2@host/db", UnknownDriverError),
+        ("postgresql+pg8000://u:hunter2@host/db", UnknownDriverError),
+    ],
+)
+def test_a_wrong_url_is_refused_at_once(url: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        Database(url)
+    assert "hunter2" not in f"{caught.value}{caught.value!r}"
+
+
+def test_no_url_names_the_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("LOOPSAFE_DB_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MissingURLError, match=r"LOOPSAFE_DB_MISSING_URL"):
+        get_database("missing")
+
+
+def test_a_wrong_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPSAFE_DB_WRONG_POOL_SIZE", "none")
+    with pytest.raises(InvalidSettingError, match="LOOPSAFE_DB_WRONG_POOL_SIZE"):
+        get_database("wrong")
+
+
+def test_the_password_is_masked_and_a_named_handle_pickles_without_it() -> None:
+    database = configure("postgresql://u:hunter2@host/db", name="masked")
+    assert "hunter2" not in f"{database!r}{database.url!r}{database.url}"
+    assert b"hunter2" not in pickle.dumps(database)
+    assert pickle.loads(pickle.dumps(database)) is database
+
+
+def asked(url: URL) -> Exception:
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(Database(url).fetch_val("SELECT 1"))
+    return caught.value
+
+
+def test_a_wrong_password_is_not_printed(postgres_url: str) -> None:
+    error = asked(Database(postgres_url).url.set(password="hunter2"))
+    assert isinstance(error, AuthenticationError)
+    assert not re.search("hunter2", f"{error}{error!r}{error.__cause__!r}")
+
+
+def test_a_refused_connection_says_where_to(postgres_url: str) -> None:
+    assert "127.0.0.1:1/" in str(asked(Database(postgres_url).url.set(port=1)))

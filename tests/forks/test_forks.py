@@ -1,0 +1,214 @@
+"""A fork at any moment: every answer belongs to its asker, and the parent never notices its child."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loopsafe_db import Database
+from loopsafe_db.errors import ForeignLoopError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+async def token(database: Database, text: str) -> str:
+    return str(await database.fetch_val("SELECT CAST(:t AS text)", {"t": text}))
+
+
+def ask(database: Database) -> None:
+    for number in range(20):
+        assert asyncio.run(token(database, f"child-{number}")) == f"child-{number}"
+
+
+def queries(database: Database) -> None:
+    ask(database)
+
+
+def does_not(database: Database) -> None:
+    pass
+
+
+def exits(database: Database) -> None:
+    sys.exit(0)
+
+
+def is_killed(database: Database) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forks_again(database: Database) -> None:
+    ask(database)
+    child = os.fork()
+    if child == 0:
+        leave(queries, database)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ask(database)
+
+
+def leave(action: Callable[[Database], None], database: Database) -> None:
+    """End a forked child as its action says; a failure is exit code 9, not a second test run."""
+    try:
+        action(database)
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001 (it has to end here)
+        sys.excepthook(*sys.exc_info())
+        os._exit(9)
+    os._exit(0)
+
+
+ACTIONS = {
+    "queries": (queries, 0),
+    "does not": (does_not, 0),
+    "is killed": (is_killed, -signal.SIGKILL),
+    "forks again": (forks_again, 0),
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_fork_inside_a_coroutine_while_the_parent_keeps_querying(
+    database: Database, name: str
+) -> None:
+    action, expected = ACTIONS[name]
+
+    async def main() -> int:
+        async with database.connection() as held:
+            before = held.raw_connection
+            assert await held.fetch_val("SELECT 1") == 1
+            await token(database, "an idle connection, too")
+            child = os.fork()
+            if child == 0:
+                leave(action, database)
+            for number in range(200):
+                assert await token(database, f"parent-{number}") == f"parent-{number}"
+                assert await held.fetch_val("SELECT CAST(:n AS int)", {"n": number}) == number
+            code = await asyncio.to_thread(
+                lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            )
+            # after the child's end: the sessions are there, and the selector still tells of them
+            async with asyncio.timeout(5):
+                assert await held.fetch_val("SELECT 5") == 5
+            assert held.raw_connection is before
+            return code
+
+    assert asyncio.run(main()) == expected
+
+
+@pytest.mark.parametrize("moment", ["before connect", "after connect"])
+def test_fork_outside_a_loop(database: Database, moment: str) -> None:
+    with asyncio.Runner() as runner:
+        if moment == "after connect":
+            assert runner.run(token(database, "x")) == "x"
+        child = os.fork()
+        if child == 0:
+            leave(queries, database)
+        for number in range(50):
+            assert runner.run(token(database, f"p{number}")) == f"p{number}"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert runner.run(token(database, "y")) == "y"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_fork_while_other_threads_query(database: Database) -> None:
+    stop, failures = threading.Event(), []
+
+    async def keep_asking() -> None:
+        while not stop.is_set():
+            name = threading.current_thread().name
+            if await token(database, name) != name:
+                failures.append(name)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(keep_asking())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            leave(queries, database)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert (codes, failures) == ([0] * 5, [])
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_multiprocessing_children_use_the_handle_they_are_given(
+    database: Database, method: str
+) -> None:
+    async def main() -> int | None:
+        assert await token(database, "x") == "x"
+        context: Any = multiprocessing.get_context(method)
+        process = context.Process(target=ask, args=(database,))
+        process.start()
+        await asyncio.to_thread(process.join)
+        assert await token(database, "y") == "y"
+        return int(process.exitcode)
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_connection_used_in_a_child_names_both_processes(database: Database) -> None:
+    async def main() -> int:
+        async with database.connection() as held:
+            child = os.fork()
+            if child == 0:
+                leave(lambda _: refused(held), database)
+            code = await asyncio.to_thread(
+                lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            )
+            assert await held.fetch_val("SELECT 1") == 1
+            return code
+
+    def refused(held: Any) -> None:
+        with pytest.raises(ForeignLoopError, match=f"process {os.getppid()}"):
+            asyncio.run(held.fetch_val("SELECT 1"))
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_child_does_not_keep_its_dead_parents_session(postgres_url: str) -> None:
+    """The grandchild lives on; its parent, which had the session, is killed."""
+    database, witness = Database(postgres_url), Database(postgres_url)
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+
+        async def main() -> None:
+            pid = await database.fetch_val("SELECT pg_backend_pid()")
+            if os.fork() == 0:
+                os.write(writing, f"{pid} {os.getpid()}".encode())
+                signal.pause()
+            signal.pause()
+
+        leave(lambda _: asyncio.run(main()), database)
+    backend, grandchild = map(int, os.read(reading, 100).split())
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+
+    async def gone() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"
+        deadline = time.monotonic() + 10
+        while await witness.fetch_val(query, {"pid": backend}):
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    try:
+        assert asyncio.run(gone())
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        os.close(reading)
+        os.close(writing)

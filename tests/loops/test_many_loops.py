@@ -1,0 +1,154 @@
+"""One handle in many loops and threads: each gets its own pool, no pool outlives its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+import trio
+import uvloop
+
+from loopsafe_db import Database, LoopLocal, snapshot
+from loopsafe_db.errors import (
+    AsyncFactoryError,
+    ForeignLoopError,
+    NoRunningLoopError,
+    UnsupportedLoopError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopsafe_db import Connection
+
+
+def bare(database: Database, factory: Callable[[], asyncio.AbstractEventLoop]) -> int:
+    loop = factory()
+    try:
+        return int(loop.run_until_complete(database.fetch_val("SELECT 7")))
+    finally:
+        loop.close()
+
+
+def runner(database: Database) -> int:
+    with asyncio.Runner() as opened:
+        return int(opened.run(database.fetch_val("SELECT 7")))
+
+
+WAYS: dict[str, Callable[[Database], int]] = {
+    "asyncio.run": lambda database: int(asyncio.run(database.fetch_val("SELECT 7"))),
+    "Runner": runner,
+    "uvloop": lambda database: int(uvloop.run(database.fetch_val("SELECT 7"))),
+    "anyio": lambda database: int(anyio.run(database.fetch_val, "SELECT 7")),
+    "bare": lambda database: bare(database, asyncio.new_event_loop),
+}
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_left_when_the_loops_are_gone(database: Database, way: str) -> None:
+    WAYS[way](database)
+    gc.collect()
+    before = descriptors(), threading.active_count()
+    for _ in range(10):
+        assert WAYS[way](database) == 7
+    gc.collect()
+
+    assert snapshot().left_open == 0
+    assert (descriptors(), threading.active_count()) == before
+
+
+def test_a_thousand_runs_leave_no_session_and_no_loop(postgres_url: str) -> None:
+    database, witness = Database(postgres_url), Database(postgres_url)
+    loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+    async def job(number: int) -> int:
+        loops.add(asyncio.get_running_loop())
+        return int(await database.fetch_val("SELECT CAST(:n AS int)", {"n": number}))
+
+    for number in range(1000):
+        assert asyncio.run(job(number)) == number
+    gc.collect()
+
+    assert len(loops) == 0
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert asyncio.run(witness.fetch_val(sessions)) == 0
+
+
+def test_eight_threads_with_own_loops_get_their_own_answers(database: Database) -> None:
+    async def one(token: int) -> int:
+        return int(await database.fetch_val("SELECT CAST(:n AS int)", {"n": token}))
+
+    async def many(first: int) -> list[int]:
+        return await asyncio.gather(*(one(first + offset) for offset in range(4)))
+
+    def jobs(thread: int) -> bool:
+        firsts = [thread * 1000 + turn * 10 for turn in range(10)]
+        return all(asyncio.run(many(first)) == [first + n for n in range(4)] for first in firsts)
+
+    with ThreadPoolExecutor(8) as executor:
+        assert all(executor.map(jobs, range(8)))
+    assert snapshot().left_open == 0
+
+
+def test_a_connection_kept_across_loops_names_owner_and_user(database: Database) -> None:
+    kept: list[Connection] = []
+
+    async def keep() -> None:
+        async with database.connection() as connection:
+            kept.append(connection)
+
+    asyncio.run(keep())
+    with pytest.raises(ForeignLoopError) as caught:
+        asyncio.run(kept[0].fetch_val("SELECT 1"))
+    assert caught.value.owner != caught.value.caller
+    assert caught.value.owner.pid == caught.value.caller.pid
+    assert __file__ in caught.value.taken_at
+
+
+def test_sync_code_gets_a_clear_error(database: Database) -> None:
+    coroutine = database.fetch_val("SELECT 1")
+    with pytest.raises(NoRunningLoopError, match="LDB104"):
+        coroutine.send(None)
+
+
+def test_trio_gets_a_clear_error(database: Database) -> None:
+    with pytest.raises(UnsupportedLoopError, match="Trio"):
+        trio.run(database.fetch_val, "SELECT 1")
+
+
+def test_a_loop_local_is_made_once_per_loop_and_closed_with_it() -> None:
+    made, closed = [], []
+
+    async def close(value: object) -> None:
+        await asyncio.sleep(0)
+        closed.append(value)
+
+    async def factory() -> object:
+        await asyncio.sleep(0)
+        made.append(object())
+        return made[-1]
+
+    local = LoopLocal(factory, close=close)
+
+    async def main() -> set[object]:
+        with pytest.raises(AsyncFactoryError, match="LDB106"):
+            local.get()
+        return set(await asyncio.gather(*(local.aget() for _ in range(5))))
+
+    assert len(asyncio.run(main())) == len(asyncio.run(main())) == 1
+    assert made == closed
+    assert len(made) == 2
