@@ -296,14 +296,18 @@ class Connection:
         if not result.returns_rows:
             return [], _outcome(result)
         keys = RecordKeys(tuple(result.keys()))
-        return [TupleRecord(keys, tuple(row)) for row in result], None
+        rows: list[Record] = [TupleRecord(keys, tuple(row)) for row in result]
+        return rows, None if rows else _outcome(result)  # an implicit RETURNING shows no rows
 
 
 def _outcome(result: Any) -> Any:
     """Give the primary key of a one-row insert, else the rows affected."""
     context = result.context
     if context.isinsert and not context.executemany and context.compiled is not None:
-        key = result.inserted_primary_key
+        try:
+            key = result.inserted_primary_key
+        except sa.exc.InvalidRequestError:  # the insert has a RETURNING of its own, and gave no row
+            return None
         if key and key[0] is not None:
             return key[0]
     return result.rowcount if result.rowcount >= 0 else None

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
@@ -46,6 +47,29 @@ class GuardedConnection(aiosqlite.Connection):
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
+
+
+class _Opener:
+    """Opens in the connection's thread; closes again what a cancelled caller does not wait for."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._lock = Lock()
+        self._given_up = False
+        self._opened: sqlite3.Connection | None = None
+
+    def __call__(self) -> sqlite3.Connection:
+        with self._lock:
+            self._opened = sqlite3.connect(**self._arguments)
+            if self._given_up:
+                self._opened.close()
+            return self._opened
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._opened is not None:
+                self._opened.close()
 
 
 class SqliteTransaction:
@@ -94,7 +118,8 @@ class AiosqliteDriver:
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
         # isolation_level None: sqlite3 begins no transaction by itself; ours begin by BEGIN.
         arguments = {**options.arguments, "isolation_level": None, "check_same_thread": False}
-        raw = GuardedConnection(partial(sqlite3.connect, **arguments), 64)
+        opener = _Opener(arguments)
+        raw = GuardedConnection(opener, 64)
         raw.guarded_owner = current_key()
         thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
         thread.daemon = True
@@ -107,6 +132,9 @@ class AiosqliteDriver:
             ) from error
         except sqlite3.Error as error:
             raise ConnectError(options.target, str(error)) from error
+        except asyncio.CancelledError:
+            opener.give_up()
+            raise
         return raw
 
     async def fetch_all(
