@@ -21,7 +21,7 @@ SCRIPTS = {
     "uvloop": f"import uvloop; uvloop.run({ASK})",
     "anyio": "import anyio; anyio.run(db.fetch_val, 'SELECT 1')",
     "bare loop": f"loop = asyncio.new_event_loop(); loop.run_until_complete({ASK}); loop.close()",
-    "thread": f"import threading; threading.Thread(target=lambda: asyncio.run({ASK})).start()",
+    "thread": f"import threading; t = threading.Thread(target=lambda: asyncio.run({ASK})); t.start(); t.join()",
     "half-read stream": (
         "async def main():\n    async for _ in db.iterate('SELECT 1 UNION SELECT 2'): break\nasyncio.run(main())"
     ),
@@ -52,4 +52,6 @@ def test_a_script_that_forgets_to_close_ends_silently(database: Database, name: 
         timeout=30,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # asyncio's debug mode remarks on slow steps, which a busy machine has
+    noise = [line for line in done.stderr.splitlines() if not line.startswith("Executing ")]
+    assert (done.returncode, noise) == (0, [])
