@@ -7,9 +7,11 @@
 #   CONDUCTOR_SERVER_URL=  a Conductor that runs already
 #   ARGS="-k forks -x"     more arguments for pytest
 #   COVERAGE=1             measure coverage in `make test`
+#   JOBS=1                 processes that run the tests (default: 3; they wait more than they compute)
 
 SHELL := /bin/sh
 VENV ?= .venv
+JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 
@@ -33,7 +35,7 @@ help:
 	@echo 'make lint         formatting, lint, types, import order'
 	@echo 'make bench        run the benchmarks'
 	@echo 'make clean        remove .venv and everything that was built'
-	@echo 'Variables: PYTHON MEETING CONDUCTOR CONDUCTOR_SERVER_URL ARGS COVERAGE (see the Makefile)'
+	@echo 'Variables: PYTHON MEETING CONDUCTOR CONDUCTOR_SERVER_URL ARGS COVERAGE JOBS (see the Makefile)'
 
 demo: $(VENV)/.installed-demo $(JVM)
 	@$(DEMO) $(DEMO_ARGS)
@@ -45,12 +47,12 @@ test: $(VENV)/.installed-test
 ifdef COVERAGE
 	@echo '== running the tests, child processes measured too'
 	@$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n $(JOBS) $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 else
 	@echo '== running the tests'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 endif
 
 lint: $(VENV)/.installed-dev
@@ -59,9 +61,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test
-	@if [ -d tests/benchmarks ]; then $(BIN)/python -m tests.benchmarks $(ARGS); \
-	else echo 'The benchmarks come with the next release: there is no tests/benchmarks yet.'; fi
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+$(VENV)/.installed-bench: pyproject.toml | python
+	@echo '== installing what the benchmarks need (once, about a minute)'
+	@$(PIP) -e '.[examples,test,bench]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,8 +12,8 @@ from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db.connection import Connection
 from loopsafe_db.database import Database
 from loopsafe_db.default import configure, get_database
-from loopsafe_db.engines.options import PoolLimits, Timeouts
-from loopsafe_db.engines.pool import PoolStats
+from loopsafe_db.drivers.discovery import register_driver
+from loopsafe_db.engines.stats import PoolStats
 from loopsafe_db.errors import (
     ConfigurationError,
     DriverError,
@@ -22,6 +22,7 @@ from loopsafe_db.errors import (
     PoolError,
 )
 from loopsafe_db.local import LoopLocal
+from loopsafe_db.options import PoolLimits, Timeouts, Token
 from loopsafe_db.records import Record
 from loopsafe_db.snapshot import ProcessSnapshot, snapshot
 from loopsafe_db.transaction import Transaction
@@ -41,8 +42,10 @@ __all__ = [
     "ProcessSnapshot",
     "Record",
     "Timeouts",
+    "Token",
     "Transaction",
     "configure",
     "get_database",
+    "register_driver",
     "snapshot",
 ]

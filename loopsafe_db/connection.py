@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
+from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import (
     ForeignLoopError,
     ForeignTaskError,
     QueryError,
     ReleasedError,
+    StatementTimeout,
     TransactionError,
 )
 from loopsafe_db.queries import CompiledText, Query, compile_text
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
+from loopsafe_db.streams import BATCH, ClauseCursor, RowStream
 from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
-    from loopsafe_db.drivers.base import DriverTransaction
-    from loopsafe_db.engines.pool import ConnectionPool, Lease
+    from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
+    from loopsafe_db.engines.entry import PoolEntry
+    from loopsafe_db.engines.pool import ConnectionPool
 
 T = TypeVar("T")
-_PACKAGE = os.path.dirname(__file__) + os.sep
-_SKIPPED = (_PACKAGE, os.path.dirname(asyncio.__file__) + os.sep, "contextlib.py")
 
 
 class Connection:
@@ -41,18 +50,23 @@ class Connection:
     Only the asyncio task that took it may use it, or one that it was handed to by `share`.
     """
 
-    def __init__(self, pool: ConnectionPool, lease: Lease, owner: asyncio.Task[Any]) -> None:
-        self._pool, self._lease, self._owner = pool, lease, owner
-        self._driver = pool.driver
+    def __init__(self, pool: ConnectionPool, entry: PoolEntry) -> None:
+        self._pool, self._entry = pool, entry
+        self._key = current_key()
+        self._owner, self._taken_at = current_task(), entry.taken_at
+        self._driver, self._raw = pool.driver, entry.raw
+        # Whether a statement was interrupted, so that its state is not known.
+        self._doubtful = False
         self._sharers: set[asyncio.Task[Any]] = set()
         self._turn: asyncio.Lock | None = None  # made when shared: then operations take turns
         self._transactions: list[DriverTransaction] = []
+        self._outermost = TransactionOptions()
         self._released = False
-        self._sqlalchemy: sa.Connection | None = None
+        self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
 
     def __repr__(self) -> str:
         state = "released" if self._released else "in use"
-        return f"<Connection {self._driver.traits.name} of {self._pool.key}, {state}>"
+        return f"<Connection {self._driver.traits.name} of {self._key}, {state}>"
 
     @property
     def pool(self) -> ConnectionPool:
@@ -63,7 +77,7 @@ class Connection:
     def raw_connection(self) -> Any:
         """The driver's own connection; yours while this one is checked out."""
         self._check()
-        return self._lease.raw
+        return self._raw
 
     async def fetch_all(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -72,7 +86,7 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             return await self._run(
-                self._driver.fetch_all(self._lease.raw, compiled.sql, args, self._limit(timeout))
+                self._driver.fetch_all(self._raw, compiled.sql, args, self._limit(timeout))
             )
         return (await self._run(self._clause(query, values, timeout)))[0]
 
@@ -83,7 +97,7 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             return await self._run(
-                self._driver.fetch_one(self._lease.raw, compiled.sql, args, self._limit(timeout))
+                self._driver.fetch_one(self._raw, compiled.sql, args, self._limit(timeout))
             )
         rows, _ = await self._run(self._clause(query, values, timeout))
         return rows[0] if rows else None
@@ -92,20 +106,13 @@ class Connection:
         self,
         query: Query,
         values: Mapping[str, Any] | None = None,
-        column: int | str = 0,
+        column: Any = 0,
         *,
         timeout: float | None = None,
     ) -> Any:
         """Give one value of the first row, or None if there is no row. See `Database.fetch_val`."""
         row = await self.fetch_one(query, values, timeout=timeout)
-        if row is None:
-            return None
-        try:
-            return row[column]
-        except (IndexError, KeyError):
-            raise QueryError(
-                f"the row has no column {column!r}; it has {list(row.keys())}"
-            ) from None
+        return None if row is None else column_of(row, column)
 
     async def execute(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -114,49 +121,48 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             return await self._run(
-                self._driver.execute(self._lease.raw, compiled.sql, args, self._limit(timeout))
+                self._driver.execute(self._raw, compiled.sql, args, self._limit(timeout))
             )
         rows, outcome = await self._run(self._clause(query, values, timeout))
         return rows[0][0] if rows else outcome
 
     async def execute_many(
-        self, query: Query, values: Sequence[Mapping[str, Any]], *, timeout: float | None = None
+        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
     ) -> int | None:
         """Apply one statement to many mappings of values: all or none. See `Database.execute_many`."""
         self._check()
+        values = list(values)  # a generator can be read once
         if not values:
             return 0
         if not isinstance(query, str):
             async with self.transaction():
-                return (await self._run(self._clause(query, list(values), timeout)))[1]  # type: ignore[no-any-return]
+                return (await self._run(self._clause(query, values, timeout)))[1]  # type: ignore[no-any-return]
         compiled = compile_text(query, self._driver.traits.dialect)
-        rows = [compiled.arguments(value) for value in values]
+        rows = compiled.many(values)
         return await self._run(
-            self._driver.execute_many(self._lease.raw, compiled.sql, rows, self._limit(timeout))
+            self._driver.execute_many(self._raw, compiled.sql, rows, self._limit(timeout))
         )
 
     async def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Record]:
+    ) -> AsyncGenerator[Record, None]:
         """Give rows as they are needed, with flat memory. See `Database.iterate`."""
-        if not isinstance(query, str):
-            for row in await self.fetch_all(query, values):
-                yield row
-            return
-        compiled, args = self._compile(query, values)
-        if self._transactions:
-            async for row in self._driver.iterate(self._lease.raw, compiled.sql, args):
-                yield row
-            return
-        async with self.transaction():  # a server-side cursor lives in a transaction
-            async for row in self._driver.iterate(self._lease.raw, compiled.sql, args):
-                yield row
+        async with RowStream(self, query, values) as stream:
+            while rows := await stream.fetch(BATCH):
+                for row in rows:
+                    yield row
 
     def transaction(
-        self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        force_rollback: bool = False,
     ) -> Transaction:
         """Make a transaction on this connection; inside another one, a savepoint. See `Database.transaction`."""
-        return Transaction(self, TransactionOptions(isolation, readonly, deferrable))
+        options = TransactionOptions(isolation, readonly, deferrable)
+        return Transaction(lambda: nullcontext(self), options, force_rollback=force_rollback)
 
     @asynccontextmanager
     async def share(self) -> AsyncIterator[Connection]:
@@ -164,9 +170,9 @@ class Connection:
 
         Enter it *in* the other task, inside the owner's block. Operations of both tasks take turns.
         """
-        task = _current_task()
-        if current_key() != self._pool.key:
-            raise ForeignLoopError(repr(self), self._pool.key, current_key(), self._lease.taken_at)
+        task = current_task()
+        if current_key() != self._key:
+            raise ForeignLoopError(repr(self), self._key, current_key(), self._taken_at)
         self._turn = self._turn or asyncio.Lock()
         self._sharers.add(task)
         self._bind(task)
@@ -180,11 +186,15 @@ class Connection:
 
     async def begin(self, options: TransactionOptions) -> None:
         """Begin a transaction, or a savepoint in the one that is open; binds it to the task."""
-        if self._transactions and options != TransactionOptions():
+        if not self._transactions:
+            self._outermost = options
+        elif options not in (TransactionOptions(), self._outermost):
             raise TransactionError(
                 "isolation, readonly and deferrable belong to the outermost transaction"
             )
-        transaction = self._driver.transaction(self._lease.raw, options)
+        else:
+            options = TransactionOptions()
+        transaction = self._driver.transaction(self._raw, options)
         await self._run(transaction.start())
         if not self._transactions:
             self._bind(self._owner)
@@ -197,23 +207,28 @@ class Connection:
     async def rollback(self) -> None:
         """Roll the innermost transaction back; in a forked child, do nothing."""
         transaction = self._pop()
-        if self._pool.key.pid == os.getpid():
+        if self._key.pid == os.getpid():
             await transaction.rollback()
 
     def doubt(self) -> None:
         """Say that the state of the connection is not known; it is checked or ended at its release."""
-        self._lease.doubtful = True
+        self._doubtful = True
 
     async def release(self) -> None:
         """Give the connection back to its pool; twice is fine."""
-        if self._released or self._pool.key.pid != os.getpid():
+        if self._released or self._key.pid != os.getpid():
             return
         self._released = True
         if self._transactions:
-            self._lease.doubtful = True
+            self._doubtful = True
             self._transactions.clear()
             self._unbind(self._owner)
-        await self._pool.release(self._lease)
+        if self._doubtful:
+            await self._pool.settle(self._entry)
+        if self._sqlalchemy is None or not self._entry.is_open:
+            self._pool.give_back(self._entry)
+        else:
+            await asyncio.shield(greenlet_spawn(self._sqlalchemy.close))
 
     # -- below
 
@@ -235,19 +250,19 @@ class Connection:
 
     def _check(self) -> None:
         """Refuse any user but the owner, before anything reaches the driver."""
-        task = _current_task()
-        if task is self._owner and self._pool.key.pid == os.getpid():
+        task = current_task()
+        if task is self._owner and self._key.pid == os.getpid():
             if self._released:
-                raise ReleasedError(repr(self), self._lease.taken_at)
+                raise ReleasedError(repr(self), self._taken_at)
             return
         caller = current_key()
-        if caller != self._pool.key:
-            raise ForeignLoopError(repr(self), self._pool.key, caller, self._lease.taken_at)
+        if caller != self._key:
+            raise ForeignLoopError(repr(self), self._key, caller, self._taken_at)
         if self._released:
-            raise ReleasedError(repr(self), self._lease.taken_at)
+            raise ReleasedError(repr(self), self._taken_at)
         if task not in self._sharers:
             raise ForeignTaskError(
-                repr(self), self._owner.get_name(), task.get_name(), self._lease.taken_at
+                repr(self), self._owner.get_name(), task.get_name(), self._taken_at
             )
 
     def _compile(
@@ -256,6 +271,46 @@ class Connection:
         self._check()
         compiled = compile_text(query, self._driver.traits.dialect)
         return compiled, compiled.arguments(values)
+
+    # -- what `RowStream` calls
+
+    async def open_cursor(self, query: Query, values: Mapping[str, Any] | None) -> DriverCursor:
+        """Begin to read rows, inside a transaction."""
+        if isinstance(query, str):
+            compiled, args = self._compile(query, values)
+            return await self._run(self._driver.open_cursor(self._raw, compiled.sql, args))
+        self._check_clause(query)
+        options = {"stream_results": True, "max_row_buffer": BATCH}
+        try:
+            result = await greenlet_spawn(
+                lambda: self._core().execute(query, values or {}, execution_options=options)
+            )
+        except sa.exc.DBAPIError as error:
+            raise self._driver.original(error) from None
+        return ClauseCursor(result)
+
+    def drops_plans(self, error: BaseException) -> bool:
+        """Tell whether what failed may be tried again, outside a transaction: a table was altered."""
+        return self._entry.is_open and self._pool.drops_plans(self._entry, error)
+
+    # -- what `SessionMaker` calls
+
+    def sqlalchemy_in_transaction(self) -> sa.Connection:
+        """Give SQLAlchemy's connection on this one, which knows that a transaction is open."""
+        self._check()
+        connection = self._core()
+        if not connection.in_transaction():
+            connection.begin()  # a mark only: it is in autocommit
+        return connection
+
+    def stand_alone(self) -> None:
+        """See to it that what the task asks for elsewhere does not join the transaction."""
+        self._unbind(self._owner)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return bool(self._transactions)
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout
@@ -268,36 +323,66 @@ class Connection:
             async with self._turn:
                 return await operation
         except (asyncio.CancelledError, TimeoutError):
-            self._lease.doubtful = True
+            self._doubtful = True
             raise
 
     async def _clause(
         self, query: Any, values: Any, timeout: float | None
     ) -> tuple[list[Record], Any]:
         """Run a clause the way SQLAlchemy does it: defaults, types, RETURNING."""
-        self._check()
-        if not isinstance(query, sa.sql.base.Executable):
-            raise QueryError(f"a query is text or a SQLAlchemy clause, not {type(query).__name__}")
-        self._lease.used_by_sqlalchemy = True
+        self._check_clause(query)
+        limit = self._limit(timeout)
         try:
-            async with asyncio.timeout(self._limit(timeout)):
+            async with asyncio.timeout(limit):
+                try:
+                    return await greenlet_spawn(self._execute_clause, query, values)
+                except sa.exc.DBAPIError as error:
+                    if self._transactions or not self.drops_plans(error):
+                        raise
                 return await greenlet_spawn(self._execute_clause, query, values)
+        except TimeoutError as error:
+            if limit is None:
+                raise
+            raise StatementTimeout(limit) from error
         except sa.exc.DBAPIError as error:
             raise self._driver.original(error) from None
 
-    def _execute_clause(self, query: Any, values: Any) -> tuple[list[Record], Any]:
+    def _check_clause(self, query: Any) -> None:
+        self._check()
+        if not isinstance(query, sa.sql.base.Executable):
+            raise QueryError(f"a query is text or a SQLAlchemy clause, not {type(query).__name__}")
+
+    def _core(self) -> sa.Connection:
+        """Give SQLAlchemy's connection on this one."""
         if self._sqlalchemy is None:
-            engine = self._pool.engine.sync_engine
-            # Autocommit: transactions are begun and ended by us, for text and clauses alike.
-            self._sqlalchemy = sa.Connection(
-                engine, connection=self._lease.fairy
-            ).execution_options(isolation_level="AUTOCOMMIT")
-        result = self._sqlalchemy.execute(query, values or {})
-        if not result.returns_rows:
-            return [], _outcome(result)
-        keys = RecordKeys(tuple(result.keys()))
-        rows: list[Record] = [TupleRecord(keys, tuple(row)) for row in result]
-        return rows, None if rows else _outcome(result)  # an implicit RETURNING shows no rows
+            # Transactions are begun and ended by us, for text and clauses alike.
+            proxy = self._pool.proxy(self._entry)
+            core = sa.Connection(self._pool.engine.sync_engine, connection=proxy)
+            if self._driver.traits.autocommit:
+                core.execution_options(isolation_level="AUTOCOMMIT")
+            self._sqlalchemy = core
+        return self._sqlalchemy
+
+    def _execute_clause(self, query: Any, values: Any) -> tuple[list[Record], Any]:
+        core = self._core()
+        if self._transactions or self._driver.traits.autocommit:
+            return _results(core.execute(query, values or {}))
+        try:
+            results = _results(core.execute(query, values or {}))
+            core.commit()
+        except Exception:
+            core.rollback()
+            raise
+        return results
+
+
+def _results(result: Any) -> tuple[list[Record], Any]:
+    """Give the rows, and what `execute` gives where there are none."""
+    if not result.returns_rows:
+        return [], _outcome(result)
+    keys = RecordKeys(tuple(result.keys()))
+    rows: list[Record] = [TupleRecord(keys, row) for row in result]
+    return rows, None if rows else _outcome(result)  # an implicit RETURNING shows no rows
 
 
 def _outcome(result: Any) -> Any:
@@ -313,8 +398,14 @@ def _outcome(result: Any) -> Any:
     return result.rowcount if result.rowcount >= 0 else None
 
 
-def _current_task() -> asyncio.Task[Any]:
-    current_key()  # names the error where no loop runs
+def current_task() -> asyncio.Task[Any]:
+    """Give the running asyncio task.
+
+    Raises:
+        NoRunningLoopError: No loop runs in this thread.
+        TransactionError: The loop runs a callback.
+    """
+    running_loop("a query")
     task = asyncio.current_task()
     if task is None:
         raise TransactionError(
@@ -323,17 +414,28 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
+def column_of(row: Record, column: Any) -> Any:
+    """Give one value of a row.
+
+    Raises:
+        QueryError: It has no such column.
+    """
+    try:
+        return row[column]
+    except (IndexError, KeyError):
+        raise QueryError(f"the row has no column {column!r}; it has {list(row.keys())}") from None
+
+
+def joined(pool: ConnectionPool) -> Connection | None:
+    """Give the connection of the transaction that the current task has open, if it has one."""
+    stack = pool.bound.get(current_task())
+    return stack[-1] if stack else None
+
+
 async def acquire(pool: ConnectionPool) -> Connection:
     """Check a connection out of `pool` for the current task."""
-    task = _current_task()
-    return Connection(pool, await pool.acquire(task.get_name(), _place()), task)
-
-
-def _place() -> str:
-    """Name the file and line outside this library that asks for a connection."""
-    frame = sys._getframe(1)  # noqa: SLF001
-    while (frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED[:2])) or (
-        frame.f_back is not None and frame.f_code.co_filename.endswith(_SKIPPED[2])
-    ):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    current_task()
+    place = caller()
+    entry = await pool.acquire()
+    entry.taken_at = place
+    return Connection(pool, entry)

@@ -2,74 +2,83 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import itertools
+import os
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from loopsafe_db import connection as connections
+from loopsafe_db._runtime.keys import running_loop
+from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.engines.factory import connect_options
-from loopsafe_db.engines.options import DatabaseOptions, PoolLimits, Timeouts
-from loopsafe_db.engines.pool import ConnectionPool, PoolStats
-from loopsafe_db.engines.scopes import PerLoop, Scope
-from loopsafe_db.engines.url import parse_url
+from loopsafe_db.engines.factory import connect_options, make_options, make_pool
+from loopsafe_db.engines.stats import PoolStats
+from loopsafe_db.queries import compile_text
+from loopsafe_db.sessions import SessionMaker
+from loopsafe_db.streams import BATCH, RowStream
 from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Engine
 
     from loopsafe_db.connection import Connection
+    from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.options import DatabaseOptions, Options
     from loopsafe_db.queries import Query
     from loopsafe_db.records import Record
+
+T = TypeVar("T")
 
 
 class Database:
     """A handle on a database; should live as long as your program does.
 
     Keep it in a module global, make it at import, before a fork, in any thread; it pickles. Each call finds
-    the pool of the process and event loop that it is made in. Nothing has to be opened or closed: the first
-    use connects, and a pool ends with its loop.
+    the pool of the process that it is made in, and a connection that works in the loop that it is made in.
+    Nothing has to be opened or closed: the first use connects.
 
     A call joins the transaction that its asyncio task has open; otherwise it uses a connection of its own.
     A query is text with ``:name`` parameters, or any SQLAlchemy Core clause. `timeout` is in seconds, None
     takes ``timeouts.statement``.
     """
 
-    def __init__(
-        self,
-        url: str | URL,
-        *,
-        pool: PoolLimits | None = None,
-        timeouts: Timeouts | None = None,
-        application_name: str | None = None,
-    ) -> None:
+    def __init__(self, url: str | URL, **options: Unpack[Options]) -> None:
         """Note where the database is; opens nothing.
 
         Args:
             url: As SQLAlchemy writes it; ``postgresql://`` is asyncpg, ``sqlite://`` aiosqlite.
-            pool: How many connections each loop may open.
-            timeouts: Seconds for connecting, acquiring and statements.
-            application_name: How the server lists the sessions.
+            options: See `Options`.
 
         Raises:
-            ConfigurationError: The URL cannot be read, or has no driver.
+            ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
         """
-        self._apply(
-            DatabaseOptions(
-                parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name
-            )
-        )
+        self._apply(make_options(url, options))
 
     def _apply(self, options: DatabaseOptions) -> None:
-        connect_options(options)  # refuses what cannot work, here and now
+        self._driver, _ = connect_options(options)  # refuses what cannot work, here and now
+        if (forget := getattr(self, "_forget", None)) is not None:
+            forget()  # the pool of the options before
         self._options = options
-        self._scope: Scope = PerLoop(options)
+        self._last_pool: ConnectionPool | None = None  # of the process that it was used in last
+        self._place = object()  # where each process keeps the pool
+        # A handle that nobody has any more leaves no connection behind.
+        self._forget = weakref.finalize(self, _forget_pool, self._place)
+        self._forget.atexit = False
+        self._replicas = [
+            _restore(Database, replace(options, url=url, replicas=())) for url in options.replicas
+        ]
+        self._turns = itertools.count()
 
     def __repr__(self) -> str:
-        return f"<Database {self._options.url!r}>"
+        return f"<Database {self._options.url!r} scope={self._options.scope!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._options)
@@ -81,9 +90,16 @@ class Database:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the pool of this loop has opened a connection and was not disconnected since."""
-        pool = self._scope.peek()
-        return pool is not None and pool.stats().idle + pool.stats().in_use > 0
+        """Whether this process has a connection open."""
+        return self.stats().idle + self.stats().in_use > 0
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """SQLAlchemy's engine of this process, on the same connections; works in every loop.
+
+        Not to be kept over a fork: a child that uses its parent's gets a `ForeignLoopError`.
+        """
+        return HandleEngine(self._pool().engine.sync_engine, self)
 
     async def connect(self) -> None:
         """Open a connection now, to fail early. Never needed."""
@@ -91,8 +107,8 @@ class Database:
             pass
 
     async def disconnect(self) -> None:
-        """Close the pool of this loop; other loops keep theirs, and a later call opens another."""
-        await self._scope.aclose()
+        """Close what is idle in this loop; what others use stays, and a later call connects again."""
+        await self._pool().close()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -105,6 +121,8 @@ class Database:
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> list[Record]:
         """Give every row of a query."""
+        if type(query) is str and (pool := self._free_pool()) is not None:
+            return await _once(pool, self._driver.fetch_all, query, values, timeout)
         async with self._borrow() as connection:
             return await connection.fetch_all(query, values, timeout=timeout)
 
@@ -112,6 +130,8 @@ class Database:
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> Record | None:
         """Give the first row of a query, or None."""
+        if type(query) is str and (pool := self._free_pool()) is not None:
+            return await _once(pool, self._driver.fetch_one, query, values, timeout)
         async with self._borrow() as connection:
             return await connection.fetch_one(query, values, timeout=timeout)
 
@@ -119,13 +139,16 @@ class Database:
         self,
         query: Query,
         values: Mapping[str, Any] | None = None,
-        column: int | str = 0,
+        column: Any = 0,
         *,
         timeout: float | None = None,
     ) -> Any:
-        """Give one column, by position or name, of the first row; None if there is no row."""
-        async with self._borrow() as connection:
-            return await connection.fetch_val(query, values, column, timeout=timeout)
+        """Give one column, by position, name or SQLAlchemy's object, of the first row; None if there is no row."""
+        if type(query) is str and (pool := self._free_pool()) is not None:
+            row = await _once(pool, self._driver.fetch_one, query, values, timeout)
+        else:
+            row = await self.fetch_one(query, values, timeout=timeout)
+        return None if row is None else connections.column_of(row, column)
 
     async def execute(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -136,11 +159,13 @@ class Database:
             The first value of the first row if rows come back (``RETURNING``), the primary key of a Core
             insert, else the rows affected, or None if the driver cannot tell.
         """
+        if type(query) is str and (pool := self._free_pool()) is not None:
+            return await _once(pool, self._driver.execute, query, values, timeout)
         async with self._borrow() as connection:
             return await connection.execute(query, values, timeout=timeout)
 
     async def execute_many(
-        self, query: Query, values: Sequence[Mapping[str, Any]], *, timeout: float | None = None
+        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
     ) -> int | None:
         """Apply one statement to many mappings of values: all of them or none.
 
@@ -152,11 +177,15 @@ class Database:
 
     async def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Record]:
+    ) -> AsyncGenerator[Record, None]:
         """Give rows as they are needed, by a server-side cursor; holds a connection until it ends."""
-        async with self._borrow() as connection:
-            async for row in connection.iterate(query, values):
-                yield row
+        async with (
+            self._borrow() as connection,
+            RowStream(connection, query, values) as stream,
+        ):
+            while rows := await stream.fetch(BATCH):
+                for row in rows:
+                    yield row
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
         """Check a connection out for the length of an ``async with``.
@@ -166,35 +195,102 @@ class Database:
         return self._borrow()
 
     def transaction(
-        self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
-    ) -> AbstractAsyncContextManager[Connection]:
+        self,
+        *,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+        force_rollback: bool = False,
+    ) -> Transaction:
         """Run a block in a transaction, or in a savepoint if this task has one open.
 
         Bound to the asyncio task: every call on this handle in the same task joins it. Tasks started inside
-        get connections of their own, unless they take this one by ``connection.share()``.
+        get connections of their own, unless they take this one by ``transaction.connection.share()``.
+
+        Args:
+            isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, or None for the server's.
+            readonly: Whether writes are refused.
+            deferrable: Whether it may wait for a safe snapshot (PostgreSQL, serializable and read-only).
+            force_rollback: Whether its block is undone at its end, whatever happened: for tests.
         """
-        return _InTransaction(self._borrow(), TransactionOptions(isolation, readonly, deferrable))
+        options = TransactionOptions(isolation, readonly, deferrable)
+        return Transaction(self._borrow, options, force_rollback=force_rollback)
+
+    def read(self) -> Database:
+        """Give a handle for reading: one of the replicas, in turn.
+
+        Without replicas, and inside a transaction of this task, it is this handle. Replicas lag behind, and one
+        that fails is not left out: for that let its URL name several hosts.
+        """
+        if not self._replicas or self._in_transaction():
+            return self
+        return self._replicas[next(self._turns) % len(self._replicas)]
+
+    @property
+    def session(self) -> SessionMaker:
+        """SQLAlchemy's sessions: ``async with db.session() as session``, ``async with db.session.begin() as session``.
+
+        Inside `transaction` a session joins it; what the handle is asked beside a session does not join that.
+        """
+        return SessionMaker(lambda: self.engine, lambda: connections.joined(self._pool()))
 
     def stats(self) -> PoolStats:
-        """Sum up this handle's live pools in this process."""
-        return _sum(pool.stats() for pool in self._scope.pools())
+        """Give the figures of this handle's pool in this process."""
+        found = process_state().resources.get(self._place)
+        return PoolStats() if found is None else found.value.stats()
+
+    def _pool(self) -> ConnectionPool:
+        pool = self._last_pool
+        if pool is None or pool.key.pid != os.getpid():
+            pool = self._last_pool = process_state().get(self._place, self._make_pool)
+        return pool
+
+    def _make_pool(self) -> Resource:
+        pool = make_pool(self._options)
+        return Resource(pool, pool.close, pool.terminate, pool.sockets)
+
+    def _in_transaction(self) -> bool:
+        try:
+            return asyncio.current_task() in self._pool().bound
+        except RuntimeError:  # no loop runs here
+            return False
+
+    def _free_pool(self) -> ConnectionPool | None:
+        """Give the pool, unless the running task has a transaction open that it has to join."""
+        pool = self._pool()
+        return pool if not pool.bound or asyncio.current_task() not in pool.bound else None
 
     def _borrow(self) -> _Borrowed:
-        return _Borrowed(self._scope)
+        return _Borrowed(self._pool)
+
+
+class HandleEngine(AsyncEngine):
+    """An engine that keeps its handle: whose connections end when nobody has the handle any more."""
+
+    __slots__ = ("handle",)
+    handle: Database
+
+    def __init__(self, sync_engine: Engine, handle: Database) -> None:
+        super().__init__(sync_engine)
+        self.handle = handle
+
+    def execution_options(self, **opt: Any) -> HandleEngine:
+        """Give an engine with these options, on the same connections."""
+        return HandleEngine(self.sync_engine.execution_options(**opt), self.handle)
 
 
 class _Borrowed:
     """A connection for one block. No generator: one left half-way at exit would be run by the loop."""
 
-    __slots__ = ("_own", "_scope")
+    __slots__ = ("_own", "_pool")
 
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
+    def __init__(self, pool: Callable[[], ConnectionPool]) -> None:
+        self._pool = pool
         self._own: Connection | None = None
 
     async def __aenter__(self) -> Connection:
-        pool = self._scope.pool()
-        if pool.bound and (joined := _bound(pool)) is not None:
+        pool = self._pool()
+        if (joined := connections.joined(pool)) is not None:
             return joined
         self._own = await connections.acquire(pool)
         return self._own
@@ -204,48 +300,37 @@ class _Borrowed:
             await self._own.release()
 
 
-class _InTransaction:
-    """A borrowed connection with a transaction on it."""
-
-    __slots__ = ("_borrowed", "_options", "_transaction")
-
-    def __init__(self, borrowed: _Borrowed, options: TransactionOptions) -> None:
-        self._borrowed, self._options = borrowed, options
-
-    async def __aenter__(self) -> Connection:
-        connection = await self._borrowed.__aenter__()
-        try:
-            self._transaction = await Transaction(connection, self._options).__aenter__()
-        except BaseException:
-            await self._borrowed.__aexit__()
-            raise
-        return connection
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            await self._transaction.__aexit__(kind, error, trace)
-        finally:
-            await self._borrowed.__aexit__()
+def _forget_pool(place: object) -> None:
+    resources = process_state().resources
+    found = resources.get(place)
+    if found is not None and found.value.retire():
+        resources.pop(place, None)
 
 
-def _bound(pool: ConnectionPool) -> Connection | None:
-    stack = pool.bound.get(connections._current_task())  # noqa: SLF001
-    return stack[-1] if stack else None
+async def _once(
+    pool: ConnectionPool,
+    operation: Callable[[Any, str, Sequence[Any], float | None], Awaitable[T]],
+    query: str,
+    values: Mapping[str, Any] | None,
+    timeout: float | None,
+) -> T:
+    """Run one text on a connection of its own: acquired, used and given back without a `Connection`."""
+    compiled = compile_text(query, pool.driver.traits.dialect)
+    args = compiled.arguments(values)
+    if timeout is None:
+        timeout = pool.options.timeouts.statement
+    entry = pool.acquire_nowait(running_loop("a query")) or await pool.acquire()
+    try:
+        result = await operation(entry.raw, compiled.sql, args, timeout)
+    except (asyncio.CancelledError, TimeoutError):
+        await pool.settle(entry)
+        raise
+    finally:
+        pool.give_back(entry)
+    return result
 
 
 def _restore(kind: type[Database], options: DatabaseOptions) -> Database:
     database = kind.__new__(kind)
     database._apply(options)  # noqa: SLF001
     return database
-
-
-def _sum(stats: Iterable[PoolStats]) -> PoolStats:
-    total = PoolStats()
-    for item in stats:
-        total.add(item)
-    return total

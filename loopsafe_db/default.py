@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from loopsafe_db.database import Database
-from loopsafe_db.engines.options import DatabaseOptions, PoolLimits, Timeouts
-from loopsafe_db.engines.url import parse_url
+from loopsafe_db.engines.factory import make_options
 from loopsafe_db.settings import load_options
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from sqlalchemy import URL
+
+    from loopsafe_db.options import DatabaseOptions, Options
 
 _handles: dict[str, NamedDatabase] = {}
 
@@ -35,38 +38,33 @@ def get_database(name: str = "default") -> Database:
     try:
         return _handles[name]
     except KeyError:
-        return _keep(name, load_options(name))
+        # Threads that race share one.
+        return _handles.setdefault(name, _named(name, load_options(name)))
 
 
-def configure(
-    url: str | URL,
-    *,
-    name: str = "default",
-    pool: PoolLimits | None = None,
-    timeouts: Timeouts | None = None,
-    application_name: str | None = None,
-) -> Database:
+def configure(url: str | URL, *, name: str = "default", **options: Unpack[Options]) -> Database:
     """Set a handle up from the program instead of the environment.
 
-    A handle of that name that somebody holds already changes with it; connections that are open stay
-    until their loop ends.
+    A handle of that name that somebody holds already changes with it; its idle connections are closed, those
+    in use when they come back.
+
+    Args:
+        url: As for `Database`.
+        name: What `get_database` is asked for.
+        options: See `Options`.
 
     Raises:
-        ConfigurationError: The URL cannot be read, or has no driver.
+        ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
     """
-    return _keep(
-        name,
-        DatabaseOptions(
-            parse_url(url), pool or PoolLimits(), timeouts or Timeouts(), application_name
-        ),
-    )
+    made = _named(name, make_options(url, options))
+    kept = _handles.setdefault(name, made)
+    if kept is not made:
+        kept._apply(made._options)  # noqa: SLF001
+    return kept
 
 
-def _keep(name: str, options: DatabaseOptions) -> Database:
+def _named(name: str, options: DatabaseOptions) -> NamedDatabase:
     made = NamedDatabase.__new__(NamedDatabase)
     made._name = name  # noqa: SLF001
     made._apply(options)  # noqa: SLF001
-    kept = _handles.setdefault(name, made)  # threads that race share one
-    if kept is not made:
-        kept._apply(options)  # noqa: SLF001
-    return kept
+    return made

@@ -25,7 +25,8 @@
         ├── ConnectError          LDB401   the server cannot be reached (also ConnectionError)
         ├── AuthenticationError   LDB402   the server refuses the user or the password
         ├── ConnectTimeout        LDB403   connecting took too long (also TimeoutError)
-        └── StatementTimeout      LDB404   a statement took too long (also TimeoutError)
+        ├── StatementTimeout      LDB404   a statement took too long (also TimeoutError)
+        └── PgBouncerError        LDB405   a PgBouncer is on the way, and nobody has said so
 
 What the server says of a statement (a unique violation, a syntax error) arrives as the driver's own
 exception. The reference has a page on each code. Errors are picklable, because workers send them home,
@@ -36,14 +37,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from sqlalchemy.exc import DontWrapMixin
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loopsafe_db._runtime.keys import LoopKey
 
 
-class LoopsafeError(Exception):
-    """The base of every error of this library.
+class LoopsafeError(DontWrapMixin, Exception):
+    """The base of every error of this library; SQLAlchemy passes it on as it is.
 
     Attributes:
         code: Names the section in ``docs/reference/errors.md`` that explains and cures it.
@@ -82,6 +85,10 @@ class ForeignLoopError(MisuseError):
 
     code = "LDB101"
     hint = "keep the Database handle, and acquire a connection where you use it"
+    what: str
+    owner: LoopKey
+    caller: LoopKey
+    taken_at: str
 
     def __init__(self, what: str, owner: LoopKey, caller: LoopKey, taken_at: str = "") -> None:
         super().__init__(what, owner, caller, taken_at)
@@ -107,6 +114,10 @@ class ForeignTaskError(MisuseError):
         "use the Database handle in each task (it gives each a connection of its own), or hand the "
         "connection over with `async with connection.share():` in the second task"
     )
+    what: str
+    owner: str
+    user: str
+    taken_at: str
 
     def __init__(self, what: str, owner: str, user: str, taken_at: str) -> None:
         super().__init__(what, owner, user, taken_at)
@@ -124,6 +135,8 @@ class ReleasedError(MisuseError):
 
     code = "LDB103"
     hint = "use a connection inside its `async with` block only"
+    what: str
+    taken_at: str
 
     def __init__(self, what: str, taken_at: str) -> None:
         super().__init__(what, taken_at)
@@ -209,6 +222,8 @@ class MissingURLError(ConfigurationError):
     """
 
     code = "LDB201"
+    name: str
+    variables: tuple[str, ...]
 
     def __init__(self, name: str, variables: Sequence[str]) -> None:
         super().__init__(name, variables)
@@ -236,16 +251,21 @@ class UnknownDriverError(ConfigurationError):
     Attributes:
         driver: The name in the URL.
         known: The names that would work.
+        reason: Why it will not do, where there is something of that name; or "".
     """
 
     code = "LDB203"
+    driver: str
+    known: tuple[str, ...]
+    reason: str
 
-    def __init__(self, driver: str, known: Sequence[str]) -> None:
-        super().__init__(driver, known)
-        self.driver, self.known = driver, tuple(known)
+    def __init__(self, driver: str, known: Sequence[str], reason: str = "") -> None:
+        super().__init__(driver, known, reason)
+        self.driver, self.known, self.reason = driver, tuple(known), reason
 
     def describe(self) -> str:
-        return f"no driver is called {self.driver!r}\nHINT: use one of {', '.join(self.known)}"
+        what = self.reason or f"no driver is called {self.driver!r}"
+        return f"{what}\nHINT: use one of {', '.join(self.known)}"
 
 
 class MissingDriverError(ConfigurationError, ImportError):
@@ -254,19 +274,23 @@ class MissingDriverError(ConfigurationError, ImportError):
     Attributes:
         driver: Name of the driver.
         package: The package that could not be imported.
-        extra: The extra of this library that brings it.
+        extra: The extra of this library that brings it, or "".
     """
 
     code = "LDB204"
+    driver: str
+    package: str
+    extra: str
 
-    def __init__(self, driver: str, package: str, extra: str) -> None:
+    def __init__(self, driver: str, package: str, extra: str = "") -> None:
         super().__init__(driver, package, extra)
         self.driver, self.package, self.extra = driver, package, extra
 
     def describe(self) -> str:
+        what = f"'loopsafe-db[{self.extra}]'" if self.extra else self.package
         return (
             f"driver {self.driver!r} needs the package {self.package!r}, which is not installed\n"
-            f"HINT: pip install 'loopsafe-db[{self.extra}]'"
+            f"HINT: pip install {what}"
         )
 
 
@@ -300,7 +324,10 @@ class AcquireTimeout(PoolError, TimeoutError):
     """
 
     code = "LDB301"
-    hint = "release sooner, or raise the pool size (LOOPSAFE_DB_POOL_SIZE)"
+    hint = "release sooner, or allow more connections (LOOPSAFE_DB_MAX_CONNECTIONS)"
+    waited: float
+    size: int
+    holders: tuple[str, ...]
 
     def __init__(self, waited: float, size: int, holders: Sequence[str] = ()) -> None:
         super().__init__(waited, size, holders)
@@ -327,6 +354,8 @@ class ConnectError(DriverError, ConnectionError):
 
     code = "LDB401"
     hint = "check host and port, and that the server runs and takes connections from here"
+    target: str
+    reason: str
 
     def __init__(self, target: str, reason: str) -> None:
         super().__init__(target, reason)
@@ -366,3 +395,26 @@ class StatementTimeout(DriverError, TimeoutError):
 
     def describe(self) -> str:
         return f"the statement did not finish within {self.timeout:g} s"
+
+
+class PgBouncerError(DriverError):
+    """A PgBouncer has lent the session another server, or refuses a start-up parameter.
+
+    The driver's own exception is its ``__cause__``.
+
+    Attributes:
+        reason: What the driver said.
+    """
+
+    code = "LDB405"
+    hint = (
+        'if the URL leads to a PgBouncer in transaction mode, say so: pgbouncer="transaction", or '
+        "LOOPSAFE_DB_PGBOUNCER=transaction; else something has run DISCARD ALL or DEALLOCATE ALL"
+    )
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def describe(self) -> str:
+        return f"this looks like a PgBouncer between here and the server: {self.reason}"

@@ -6,8 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from loopsafe_db._runtime import registry
-from loopsafe_db._runtime.registry import Resource, current_state
+from loopsafe_db._runtime.registry import LoopState, Resource, current_state
 from loopsafe_db.errors import AsyncFactoryError
 
 if TYPE_CHECKING:
@@ -93,21 +92,11 @@ class LoopLocal(Generic[T]):
             made = self._factory()
             return self._keep(state, await made if inspect.isawaitable(made) else made)
 
-    def peek(self) -> T | None:
-        """Give this loop's value if it has one; never makes it."""
-        found = current_state(self._name).resources.get(self)
-        return None if found is None else cast("T", found.value)
-
     async def aclose(self) -> None:
         """End this loop's value now; the next `get` makes another. Other loops keep theirs."""
         await current_state(self._name).evict(self)
 
-    def values(self) -> list[T]:
-        """List the values of all loops of this process."""
-        found = [state.resources.get(self) for state in registry.live_states()]
-        return [cast("T", resource.value) for resource in found if resource is not None]
-
-    def _keep(self, state: registry.LoopState, value: T) -> T:
+    def _keep(self, state: LoopState, value: T) -> T:
         async def close() -> None:
             ended = self._close(value) if self._close is not None else None
             if inspect.isawaitable(ended):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url, text
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.sql.base import Executable
 
 from loopsafe_db.errors import QueryError
@@ -22,23 +25,45 @@ Query = str | Executable
 
 @dataclass(frozen=True, slots=True)
 class CompiledText:
-    """SQL in the driver's own parameter style, and the names in the order that it takes them."""
+    """SQL in the driver's own parameter style, and the names in the order that it takes them.
+
+    `keys` are the driver's own names in that order, where it takes a mapping.
+    """
 
     sql: str
     order: tuple[str, ...]
     names: frozenset[str]
+    keys: tuple[str, ...] | None = None
 
-    def arguments(self, values: Mapping[str, Any] | None) -> Sequence[Any]:
-        """Put the values in order.
+    def arguments(self, values: Mapping[str, Any] | None) -> Any:
+        """Put the values in order, or under the driver's names where it takes a mapping.
 
         Raises:
             QueryError: A name has no value, or a value no name.
         """
         if not values and not self.names:
             return ()
-        if not isinstance(values, Mapping) or values.keys() != self.names:
-            raise QueryError(self._mismatch(values))
-        return [values[name] for name in self.order]
+        try:
+            arguments = [values[name] for name in self.order]  # type: ignore[index]
+            if len(values) == len(self.names):  # type: ignore[arg-type]
+                return (
+                    arguments if self.keys is None else dict(zip(self.keys, arguments, strict=True))
+                )
+        except (KeyError, TypeError):
+            pass
+        raise QueryError(self._mismatch(values))
+
+    def many(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
+        """Put the values of many rows in order.
+
+        Raises:
+            QueryError: In some row, a name has no value, or a value no name.
+        """
+        in_order = self.keys is None and len(self.order) > 1
+        if in_order and all(map(len(self.names).__eq__, map(len, rows))):
+            with suppress(KeyError):
+                return list(map(itemgetter(*self.order), rows))
+        return [self.arguments(row) for row in rows]
 
     def _mismatch(self, values: object) -> str:
         if values is not None and not isinstance(values, Mapping):
@@ -58,11 +83,20 @@ def compile_text(sql: str, dialect: str) -> CompiledText:
     if not clause._bindparams:  # noqa: SLF001 (nothing to translate but the escapes)
         return CompiledText(sql.replace("\\:", ":"), (), frozenset())
     compiled = clause.compile(dialect=_dialect(dialect))
-    order = tuple(getattr(compiled, "positiontup", None) or ())
-    return CompiledText(str(compiled), order, frozenset(order))
+    order = getattr(compiled, "positiontup", None)
+    if order is not None:
+        return CompiledText(str(compiled), tuple(order), frozenset(order))
+    names = tuple(clause._bindparams)  # noqa: SLF001
+    escaped = getattr(compiled, "escaped_bind_names", {})
+    return CompiledText(
+        str(compiled), names, frozenset(names), tuple(escaped.get(name, name) for name in names)
+    )
 
 
 @lru_cache
 def _dialect(name: str) -> Dialect:
     """Make one dialect for all texts: an engine's own would be pinned by the cache."""
-    return make_url(f"{name}://").get_dialect()()
+    kind: Any = make_url(f"{name}://").get_dialect()
+    if kind.default_paramstyle == DefaultDialect.default_paramstyle:  # only its DBAPI knows better
+        return kind(dbapi=kind.import_dbapi())  # type: ignore[no-any-return]
+    return kind()  # type: ignore[no-any-return]

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sqlalchemy import ColumnElement
+
 
 class Record:
     """One row: ``row["name"]``, ``row[0]``, ``row.name``, ``dict(row)``, ``Model(**row)``.
+
+    The row of a clause knows its columns, too: ``row[table.c.name]``.
 
     Iterating gives the values, as a tuple does, so ``a, b = row`` works; ``dict(row)`` and
     ``**row`` work because of `keys`. A column called like a method of this class is read by
@@ -25,7 +29,7 @@ class Record:
     # What a row type has to bring.
     if TYPE_CHECKING:
 
-        def __getitem__(self, key: str | int | slice) -> Any: ...
+        def __getitem__(self, key: str | int | slice | ColumnElement[Any]) -> Any: ...
         def __len__(self) -> int: ...
         def __iter__(self) -> Iterator[Any]: ...
         def keys(self) -> Sequence[str]:
@@ -76,6 +80,8 @@ class RecordKeys:
     """The column names of one result, shared by all its rows."""
 
     __slots__ = ("names", "positions")
+    names: tuple[str, ...]
+    positions: dict[str, int]
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -84,20 +90,29 @@ class RecordKeys:
     def __reduce__(self) -> tuple[Any, ...]:
         return RecordKeys, (self.names,)
 
+    @classmethod
+    def of(cls, description: Sequence[Sequence[Any]] | None) -> RecordKeys:
+        """Read the ``description`` of a DBAPI cursor; None where it has no rows."""
+        return cls(tuple(column[0] for column in description or ()))
+
 
 class TupleRecord(Record):
-    """A row made of a tuple of values, for drivers without a row type of their own."""
+    """A row made of a tuple of values, or of SQLAlchemy's row, where the driver has no row type of its own."""
 
     __slots__ = ("_keys", "_values")
 
-    def __init__(self, keys: RecordKeys, values: tuple[Any, ...]) -> None:
+    def __init__(self, keys: RecordKeys, values: Sequence[Any]) -> None:
         self._keys = keys
         self._values = values
 
-    def __getitem__(self, key: str | int | slice) -> Any:
+    def __getitem__(self, key: str | int | slice | ColumnElement[Any]) -> Any:
         if isinstance(key, str):
             return self._values[self._keys.positions[key]]
-        return self._values[key]
+        if isinstance(key, int | slice):
+            return self._values[key]
+        if (row := getattr(self._values, "_mapping", None)) is not None:
+            return row[key]
+        raise KeyError(str(key))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -112,7 +127,7 @@ class TupleRecord(Record):
         return self._keys.names
 
     def values(self) -> tuple[Any, ...]:
-        return self._values
+        return tuple(self._values)
 
     def items(self) -> tuple[tuple[str, Any], ...]:
         return tuple(zip(self._keys.names, self._values, strict=True))

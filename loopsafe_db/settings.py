@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from loopsafe_db.engines.options import DatabaseOptions, PoolLimits, Timeouts
-from loopsafe_db.engines.url import parse_url
+from loopsafe_db.drivers.url import parse_url
 from loopsafe_db.errors import InvalidSettingError, MissingURLError
+from loopsafe_db.options import DatabaseOptions, PoolLimits, Timeouts
 
 _PREFIX = "LOOPSAFE_DB_"
 
@@ -17,22 +18,30 @@ _PREFIX = "LOOPSAFE_DB_"
 class LoopsafeSettings(BaseSettings):
     """One database's settings, from the environment, then from ``.env``; times are seconds."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=_PREFIX, env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     url: SecretStr | None = None
-    pool_size: int = Field(default=5, ge=1)
+    scope: Literal["auto", "loop", "process"] = "auto"
+    max_connections: int | None = Field(default=None, ge=1)
+    idle_timeout: float | None = Field(default=300.0, gt=0)
+    fleet_connections: int | None = Field(default=None, ge=1)
+    fleet_workers: int = Field(default=1, ge=1)
     acquire_timeout: float = Field(default=30.0, gt=0)
     connect_timeout: float = Field(default=10.0, gt=0)
     statement_timeout: float | None = Field(default=None, gt=0)
+    recycle: float | None = Field(default=None, gt=0)
+    pre_ping: bool = False
     application_name: str | None = None
+    pgbouncer: Literal["transaction", "session"] | None = None
+    replicas: SecretStr = SecretStr("")
 
 
 class _PlatformSettings(BaseSettings):
     """What hosting platforms set."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
@@ -64,9 +73,27 @@ def load_options(name: str) -> DatabaseOptions:
         url = url or _PlatformSettings().database_url
     if url is None:
         raise MissingURLError(name, variables)
+    connections = _share(settings, prefix)
     return DatabaseOptions(
         parse_url(url.get_secret_value()),
-        PoolLimits(settings.pool_size),
+        PoolLimits(connections, settings.idle_timeout, settings.recycle, settings.pre_ping),
         Timeouts(settings.connect_timeout, settings.acquire_timeout, settings.statement_timeout),
         settings.application_name,
+        settings.scope,
+        pgbouncer=settings.pgbouncer,
+        replicas=tuple(map(parse_url, settings.replicas.get_secret_value().split())),
     )
+
+
+def _share(settings: LoopsafeSettings, prefix: str) -> int:
+    """Give the connections that one process of the fleet may have."""
+    own = settings.max_connections
+    if settings.fleet_connections is None:
+        return own or PoolLimits().max_connections
+    share = settings.fleet_connections // settings.fleet_workers
+    if share < 1:
+        raise InvalidSettingError(
+            f"{prefix}FLEET_CONNECTIONS={settings.fleet_connections} for "
+            f"{prefix}FLEET_WORKERS={settings.fleet_workers}: not one connection for each process"
+        )
+    return min(share, own or share)

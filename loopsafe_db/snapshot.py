@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from loopsafe_db._runtime.registry import live_states, loops_seen
-from loopsafe_db.engines import pool as pools
-from loopsafe_db.engines.pool import ConnectionPool, PoolStats
+from loopsafe_db._runtime.registry import live_states, loops_seen, shared_values
+from loopsafe_db.engines.pool import ConnectionPool
+from loopsafe_db.engines.stats import PoolStats, past
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,16 @@ class ProcessSnapshot:
 
 def snapshot() -> ProcessSnapshot:
     """Say what this process has open now, and what it has done."""
-    states = live_states()
-    resources = [resource for state in states for resource in list(state.resources.values())]
-    live = [item.value.stats() for item in resources if isinstance(item.value, ConnectionPool)]
+    live = [pool.stats() for pool in shared_values() if isinstance(pool, ConnectionPool)]
     total = PoolStats()
-    for stats in [pools.past, *live]:
+    for stats in [past, *live]:
         total.add(stats)
-    left_open = sum(stats.idle + stats.in_use for stats in live)
     return ProcessSnapshot(
-        os.getpid(), loops_seen(), len(states), tuple(live), total.opened, total.reused, left_open
+        os.getpid(),
+        loops_seen(),
+        len(live_states()),
+        tuple(live),
+        total.opened,
+        total.reused,
+        total.idle + total.in_use,
     )

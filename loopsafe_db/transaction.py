@@ -1,43 +1,58 @@
-"""Transaction: a driver's transaction or savepoint on one connection, as an async context manager."""
+"""Transaction: a driver's transaction or savepoint, as a block, as a decorator, or begun and ended by hand."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
+    from loopsafe_db.connection import Connection
     from loopsafe_db.drivers.base import TransactionOptions
 
 ROLLBACK_TIMEOUT = 2.0  # seconds, then the connection is terminated and the server rolls back
 
 
-class TransactionConnection(Protocol):
-    """What a transaction needs of its connection."""
-
-    async def begin(self, options: TransactionOptions) -> None: ...
-    async def commit(self) -> None: ...
-    async def rollback(self) -> None: ...
-    def doubt(self) -> None: ...
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Transaction:
-    """All or nothing: committed at the end of its ``async with``, rolled back on an exception."""
+    """All or nothing. Made by `Database.transaction` and `Connection.transaction`.
 
-    def __init__(self, connection: TransactionConnection, options: TransactionOptions) -> None:
-        self._connection, self._options = connection, options
+    ::
+
+        async with db.transaction():            # committed at its end, rolled back on an exception
+            ...
+
+        @db.transaction()                       # each call in one of its own
+        async def transfer(): ...
+
+        transaction = await db.transaction()    # until commit() or rollback(), in the same asyncio task
+    """
+
+    def __init__(
+        self,
+        borrow: Callable[[], AbstractAsyncContextManager[Connection]],
+        options: TransactionOptions,
+        *,
+        force_rollback: bool = False,
+    ) -> None:
+        self._borrow, self._options, self._force_rollback = borrow, options, force_rollback
         self._state = "new"
 
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.start().__await__()
+
     async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise TransactionError(f"this transaction is {self._state}; make another")
-        await self._connection.begin(self._options)
-        self._state = "open"
-        return self
+        return await self.start()
 
     async def __aexit__(
         self,
@@ -47,15 +62,49 @@ class Transaction:
     ) -> None:
         if self._state != "open":
             return
-        if kind is None:
+        if kind is None and not self._force_rollback:
             await self.commit()
         else:
             await self.rollback()
 
+    def __call__(self, function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        """Have each call of a coroutine function run in a transaction of its own, like this one."""
+
+        @wraps(function)
+        async def in_transaction(*args: P.args, **kwargs: P.kwargs) -> T:
+            async with type(self)(self._borrow, self._options, force_rollback=self._force_rollback):
+                return await function(*args, **kwargs)
+
+        return in_transaction
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that it is on, from its beginning to its end."""
+        if self._state != "open":
+            raise TransactionError(f"this transaction is {self._state}, and has no connection")
+        return self._connection
+
+    async def start(self) -> Self:
+        """Begin it; as ``await`` on it does."""
+        if self._state != "new":
+            raise TransactionError(f"this transaction is {self._state}; make another")
+        borrowed = self._borrow()
+        connection = await borrowed.__aenter__()
+        try:
+            await connection.begin(self._options)
+        except BaseException:
+            await borrowed.__aexit__(None, None, None)
+            raise
+        self._borrowed, self._connection, self._state = borrowed, connection, "open"
+        return self
+
     async def commit(self) -> None:
         """Make it permanent; only where its block is about to end."""
         self._end("committed")
-        await self._connection.commit()
+        try:
+            await self._connection.commit()
+        finally:
+            await self._borrowed.__aexit__(None, None, None)
 
     async def rollback(self) -> None:
         """Undo it. Bounded: if the server does not answer in 2 s, the connection is terminated."""
@@ -69,6 +118,8 @@ class Transaction:
             self._connection.doubt()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            await self._borrowed.__aexit__(None, None, None)
 
     def _end(self, state: str) -> None:
         if self._state != "open":

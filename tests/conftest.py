@@ -6,19 +6,43 @@ import asyncio
 import os
 import secrets
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 import pytest
+import uvloop
 from sqlalchemy import make_url
 
 from loopsafe_db import Database
 from loopsafe_db.errors import ServerUnavailableError
 from loopsafe_db.testing.postgres import EmbeddedPostgres
+from tests.mariadb import MariaDB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+
+# The drop-in for `databases` is under way: LOOPSAFE_TEST_COMPATIBILITY=1 shows how far it is.
+collect_ignore = [] if os.environ.get("LOOPSAFE_TEST_COMPATIBILITY") else ["compatibility"]
+
+SCOPE = os.environ.get("LOOPSAFE_DB_SCOPE", "auto")  # of this run's handles
+if os.environ.get("LOOPSAFE_TEST_LOOP") == "uvloop":  # what asyncio.run makes in this run
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes run the tests: a file stays together, and what keeps the machine busy takes turns."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            alone = nodeid.startswith(("tests/workers/", "tests/benchmarks/"))
+            return "alone" if alone else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 class PostgresServer(Protocol):
@@ -61,7 +85,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     if given := os.environ.get("LOOPSAFE_TEST_POSTGRES_URL"):
         yield GivenPostgres(given)
         return
-    with _skip_if_there_is_none(), EmbeddedPostgres(max_connections=200) as server:
+    with skip_without_postgres(), EmbeddedPostgres(max_connections=200) as server:
         yield server
 
 
@@ -73,20 +97,33 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(make_url(url).database or "")
 
 
-@pytest.fixture(params=["asyncpg", "aiosqlite"])
+@pytest.fixture(params=["asyncpg", "psycopg", "aiosqlite"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """A handle on an empty database, for every driver."""
-    if request.param == "asyncpg":
-        return Database(request.getfixturevalue("postgres_url"))
-    return Database(f"sqlite:///{tmp_path}/test.db?timeout=30")
+    """A handle on an empty database, for every driver, in the scope that this run is about."""
+    if request.param != "aiosqlite":
+        url = make_url(request.getfixturevalue("postgres_url"))
+        return Database(url.set(drivername=f"postgresql+{request.param}"), scope=SCOPE)
+    return Database(f"sqlite:///{tmp_path}/test.db?timeout=30", scope=SCOPE)
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    """A database of a MariaDB that is there for this run; tests clean up after themselves."""
+    with skip_without("MariaDB"), MariaDB() as server:
+        yield server.url
 
 
 @contextmanager
-def _skip_if_there_is_none() -> Iterator[None]:
+def skip_without(server: str) -> Iterator[None]:
     """Without a server: a skip that says so; in CI, or where servers are required, a failure."""
     try:
         yield
     except ServerUnavailableError as error:
         if os.environ.get("CI") or os.environ.get("LOOPSAFE_REQUIRE_SERVERS"):
-            pytest.fail(f"this run must have a PostgreSQL, and has none: {error}")
-        pytest.skip(f"NO POSTGRESQL, SO NOTHING IS PROVED HERE: {error}")
+            pytest.fail(f"this run must have a {server}, and has none: {error}")
+        pytest.skip(f"NO {server.upper()}, SO NOTHING IS PROVED HERE: {error}")
+
+
+def skip_without_postgres() -> AbstractContextManager[None]:
+    """Do so for PostgreSQL."""
+    return skip_without("PostgreSQL")

@@ -1,9 +1,9 @@
 """How the end of a loop, or of the process, is noticed.
 
 1. ``loop.shutdown_asyncgens()``, which ``asyncio.run``, ``Runner``, uvloop and anyio all await, closes an
-   async generator that we left open: the loop still runs, so everything is closed politely.
+  async generator that we left open: the loop still runs, so everything is closed politely.
 2. A bare ``loop.close()`` awaits nothing, but it drops its timers: an object that only a timer holds is
-   deallocated there and then, and says so. Nothing can be awaited any more.
+  deallocated there and then, and says so. Nothing can be awaited any more.
 3. The sweep (`registry.sweep`) finds loops that were closed in some other way.
 4. ``atexit`` for loops that nobody ever closed.
 """
@@ -21,24 +21,20 @@ if TYPE_CHECKING:
 _FAR_AWAY = 10.0**9  # seconds: a timer that never fires, thirty years
 
 
-class LoopWatch:
-    """Tells once that its loop shuts down (awaited) or is closed already (not awaited)."""
+def watch_shutdown(on_shutdown: Callable[[], Awaitable[None]]) -> object:
+    """Await `on_shutdown` when the running loop shuts down; keep what it returns until then."""
+    generator = _left_open(on_shutdown)
+    # The first step registers the generator with the running loop; it reaches its `yield`
+    # without suspending, so it can be driven by hand.
+    with suppress(StopIteration):
+        generator.__anext__().send(None)
+    return generator
 
-    __slots__ = ("_generator",)
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        on_shutdown: Callable[[], Awaitable[None]],
-        on_closed: Callable[[], None],
-    ) -> None:
-        self._generator = _left_open(on_shutdown)
-        # The first step registers the generator with the running loop; it reaches its `yield`
-        # without suspending, so it can be driven by hand.
-        with suppress(StopIteration):
-            self._generator.__anext__().send(None)
-        # The handle is not kept: nobody but the loop may hold the canary.
-        loop.call_later(_FAR_AWAY, _never, _Canary(on_closed))
+def watch_close(loop: asyncio.AbstractEventLoop, on_closed: Callable[[], None]) -> None:
+    """Call `on_closed` once `loop` is closed."""
+    # The handle is not kept: nobody but the loop may hold the canary.
+    loop.call_later(_FAR_AWAY, _never, _Canary(on_closed))
 
 
 async def _left_open(on_shutdown: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
-    from loopsafe_db._runtime.registry import LoopState
+    from loopsafe_db._runtime.registry import LoopState, ProcessState
+    from loopsafe_db._runtime.transport import MovableTransport
 
 _inherited: list[Any] = []
 
@@ -41,14 +42,29 @@ class SocketId(NamedTuple):
         return cls(fd, os.fstat(fd).st_ino)
 
 
-def abandon(states: Iterable[LoopState]) -> None:
-    """Let go of the parent's resources without a trace."""
+def is_readable(fd: int) -> bool:
+    """Tell whether something has arrived on a socket, or its end, without waiting."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def abandon(
+    states: Iterable[LoopState | ProcessState],
+    transports: list[MovableTransport],
+    loops: list[asyncio.AbstractEventLoop],
+) -> None:
+    """Let go of the parent's resources, sockets and loops without a trace."""
     states = list(states)
-    if not states:
+    if not (states or transports):
         return
-    loops = [state.loop for state in states]
+    _keep_for_ever(transports)
     _keep_for_ever((states, loops, [dict(state.resources) for state in states]))
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for transport in transports:
+        _point_at(null, transport.socket_id)
     for state in states:
         for resource in list(state.resources.values()):
             for sock in resource.sockets():
@@ -56,7 +72,7 @@ def abandon(states: Iterable[LoopState]) -> None:
         state.resources.clear()
     os.close(null)
     for loop in loops:
-        if loop is not None and not loop.is_closed():
+        if not loop.is_closed():
             _give_own_selector(loop)
 
 
@@ -81,9 +97,13 @@ def _give_own_selector(loop: asyncio.AbstractEventLoop) -> None:
 
     The child may run it down (``sys.exit`` inside a coroutine makes ``asyncio.run`` do so), which unregisters
     descriptors and reads the self-pipe: on the shared ones, the parent would miss its wake-ups.
-    uvloop does the like by itself.
     """
     inner: Any = loop
+    if _EPOLL and hasattr(inner, "_get_backend_id"):  # uvloop
+        fresh = select.epoll()
+        os.dup2(fresh.fileno(), inner._get_backend_id(), inheritable=False)  # noqa: SLF001
+        fresh.close()
+        return
     selector: Any = getattr(inner, "_selector", None)
     ours, theirs = getattr(inner, "_ssock", None), getattr(inner, "_csock", None)
     if ours is None or theirs is None or type(selector) not in _EPOLL:

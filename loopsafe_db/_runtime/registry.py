@@ -1,7 +1,8 @@
-"""The registry: which resources each loop of this process has, and how they end.
+"""The registry: which resources each loop of this process has, and the process as a whole, and how they end.
 
 A resource is made once per loop, held here strongly and keyed by a `LoopKey`. Its loop is held weakly: the
 resource pins the loop anyway (a socket knows its loop), so the registry has to let go when the loop ends.
+What all loops of a process share is kept in the same way, under ``LoopKey(pid, 0)``, and ends with the process.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 import atexit
 import logging
 import os
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loopsafe_db._runtime import forks
-from loopsafe_db._runtime.finalizers import LoopWatch
+from loopsafe_db._runtime.finalizers import watch_close, watch_shutdown
 from loopsafe_db._runtime.keys import LoopKey, next_serial, running_loop
+from loopsafe_db._runtime.transport import live_transports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -45,15 +48,14 @@ class Resource:
 class LoopState:
     """What one loop of this process owns. Only that loop's thread changes it while the loop lives."""
 
-    __slots__ = ("__weakref__", "_loop", "_watch", "_watched", "key", "locks", "resources")
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.key = LoopKey(os.getpid(), next_serial())
         self.resources: dict[object, Resource] = {}
         self.locks: dict[object, asyncio.Lock] = {}
+        self._closing: dict[object, Callable[[], None]] = {}
         self._loop = weakref.ref(loop)
-        self._watch: LoopWatch | None = None
-        self._watched = False
+        self._watch: object = None
+        self._watched = self._polite = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -62,13 +64,30 @@ class LoopState:
 
     def add(self, owner: object, resource: Resource) -> None:
         """Keep a resource until the loop ends."""
-        loop = self._loop()
-        if not self._watched and loop is not None:
+        if not self._polite:
             # Once only: a loop whose shutdown has begun warns of new async generators; what is made
             # that late ends with the close of the loop.
-            self._watched = True
-            self._watch = LoopWatch(loop, self.close, self.terminate)
+            self._polite = True
+            self._watch = watch_shutdown(self.close)
         self.resources[owner] = resource
+        self._watch_close()
+
+    def at_close(self, owner: object, callback: Callable[[], None]) -> bool:
+        """Have `callback` called when the loop is closed; tell whether it is the first of `owner`.
+
+        Costs less than a resource: no async generator that the loop has to finalise.
+        """
+        if owner in self._closing:
+            return False
+        self._closing[owner] = callback
+        self._watch_close()
+        return True
+
+    def _watch_close(self) -> None:
+        loop = self._loop()
+        if not self._watched and loop is not None:
+            self._watched = True
+            watch_close(loop, self.terminate)
         _live[self.key] = self
 
     async def evict(self, owner: object) -> None:
@@ -82,13 +101,17 @@ class LoopState:
         while self.resources:
             _, resource = self.resources.popitem()
             await _close_or_terminate(resource)
-        self._forget()
+        if not self._closing:
+            self._forget()
 
     def terminate(self) -> None:
         """End everything at once: no loop runs it any more."""
         while self.resources:
             _, resource = self.resources.popitem()
             _terminate(resource)
+        while self._closing:
+            _, callback = self._closing.popitem()
+            callback()
         loop = self._loop()
         if loop is None or loop.is_closed():  # else the loop would still want to run the generator
             self._forget()
@@ -99,10 +122,36 @@ class LoopState:
         _live.pop(self.key, None)
 
 
+class ProcessState:
+    """What all loops of this process share; any thread may ask for it."""
+
+    def __init__(self) -> None:
+        self.key = LoopKey(os.getpid(), 0)
+        self.resources: dict[object, Resource] = {}
+        self.lock = threading.RLock()
+
+    def get(self, owner: object, make: Callable[[], Resource]) -> Any:
+        """Give the value of `owner`, made at the first call; threads that race share one."""
+        found = self.resources.get(owner)
+        if found is None:
+            with self.lock:
+                found = self.resources.get(owner)
+                if found is None:
+                    found = self.resources[owner] = make()
+        return found.value
+
+    def terminate(self) -> None:
+        """End everything: the process ends. The last made ends first."""
+        while self.resources:
+            _, resource = self.resources.popitem()
+            _terminate(resource)
+
+
 _states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
     weakref.WeakKeyDictionary()
 )
 _live: dict[LoopKey, LoopState] = {}  # the loops that own something now
+_process: ProcessState | None = None
 _seen = 0  # loops that this process has shown us
 
 
@@ -131,10 +180,28 @@ def current_key() -> LoopKey:
         return LoopKey(os.getpid(), 0)
 
 
+def process_state() -> ProcessState:
+    """Give what this process shares among its loops."""
+    global _process
+    state = _process
+    if state is None or state.key.pid != os.getpid():
+        with _process_lock:
+            _forget_other_process()
+            state = _process = _process or ProcessState()
+    return state
+
+
 def live_states() -> list[LoopState]:
     """List the loops of this process that own something."""
     pid = os.getpid()
     return [state for state in list(_live.values()) if state.key.pid == pid]
+
+
+def shared_values() -> list[Any]:
+    """List what the loops of this process share."""
+    if _process is None or _process.key.pid != os.getpid():
+        return []
+    return [resource.value for resource in list(_process.resources.values())]
 
 
 def loops_seen() -> int:
@@ -152,12 +219,19 @@ def sweep() -> None:
 
 def _enter(loop: asyncio.AbstractEventLoop) -> LoopState:
     global _seen
-    if any(key.pid != os.getpid() for key in list(_live)):
-        _abandon()  # a fork that ran no Python hooks
+    _forget_other_process()
     sweep()
     _seen += 1
     state = _states[loop] = LoopState(loop)
     return state
+
+
+def _forget_other_process() -> None:
+    pid = os.getpid()
+    if (_process is not None and _process.key.pid != pid) or any(
+        key.pid != pid for key in list(_live)
+    ):
+        _abandon()  # a fork that ran no Python hooks
 
 
 async def _close_or_terminate(resource: Resource) -> None:
@@ -180,18 +254,27 @@ def _terminate(resource: Resource) -> None:
 
 def _abandon() -> None:
     """Forget, in a forked child, what the parent owns (see `forks`)."""
-    global _seen
-    states = list(_live.values())
+    global _process, _process_lock, _seen
+    states: list[LoopState | ProcessState] = list(_live.values())
+    if _process is not None:
+        states.append(_process)
     _live.clear()
-    _seen = 0
-    forks.abandon(states)
+    _process, _process_lock, _seen = None, threading.RLock(), 0
+    forks.abandon(
+        states,
+        live_transports(),
+        [loop for ref in _states.keyrefs() if (loop := ref()) is not None],
+    )
 
 
 def _at_exit() -> None:
     for state in live_states():
         state.terminate()
+    if _process is not None and _process.key.pid == os.getpid():
+        _process.terminate()
 
 
+_process_lock = threading.RLock()  # a finalizer may come by in the middle
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon)
 atexit.register(_at_exit)

@@ -3,67 +3,158 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
+import time
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import aiosqlite
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.util import await_only
 
-from loopsafe_db._runtime.registry import current_key
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
+from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.drivers.url import known_query, refuse_postgresql_options
 from loopsafe_db.errors import (
     ConnectError,
     ConnectTimeout,
-    ForeignLoopError,
+    InvalidURLError,
     StatementTimeout,
     TransactionError,
 )
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
-    from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db.options import DatabaseOptions
 
-_BATCH = 500  # rows that one hop to the thread brings back
+_PRAGMAS = {
+    "foreign_keys": ("on", "off"),
+    "journal_mode": ("wal", "delete", "truncate", "persist", "memory", "off"),
+    "synchronous": ("off", "normal", "full", "extra"),
+}
+_NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_PRAGMAS)
+_SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
+
+
+class _Answer:
+    """What a connection's thread takes for a future, and for its loop: closed, that is told nothing any more."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future, self._loop = future, future.get_loop()
+
+    def get_loop(self) -> _Answer:
+        return self
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], _: object, value: Any) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, self._future, value)
+
+
+class _Questions:
+    """The queue that a connection's thread reads, seen from the loop."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def put_nowait(self, item: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
+        future, function = item
+        self._queue.put_nowait((None if future is None else _Answer(future), function))
 
 
 class GuardedConnection(aiosqlite.Connection):
     """A connection that refuses another loop or process: its thread does not exist in a forked child."""
 
-    guarded_owner: LoopKey
+    guarded_owner: Owner
+    patience: float  # seconds to wait for a lock
+    begin: str  # how transactions begin that may write
+    engine_begin: str | None  # how those of SQLAlchemy's engine do; None in its AUTOCOMMIT
     savepoints = 0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tx: Any = _Questions(self._tx)
+
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        caller = current_key()
-        if caller != self.guarded_owner:
-            raise ForeignLoopError(
-                f"<aiosqlite connection {id(self):#x}>", self.guarded_owner, caller
-            )
-        return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        self.guarded_owner.check(self)
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+            except sqlite3.OperationalError as error:
+                # Nothing was done. What read before others wrote can wait for ever (SQLITE_BUSY_SNAPSHOT).
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
 
 
+class EngineDialect(SQLiteDialect_aiosqlite):
+    """SQLAlchemy's dialect: it begins its transactions itself, on connections where sqlite3 begins none."""
+
+    supports_statement_cache = True
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Begin, unless isolation level AUTOCOMMIT was asked for."""
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        if raw.engine_begin and not raw.in_transaction:
+            await_only(_run(raw, raw.engine_begin))
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """End a connection without waiting for what it does."""
+        DRIVER.terminate(dbapi_connection.driver_connection)
+
+    def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
+        """Give SQLAlchemy's, and DEFERRED: for what only reads, and so takes no lock as it begins."""
+        known: Any = super().get_isolation_level_values(dbapi_connection)  # type: ignore[no-untyped-call]
+        return [*known, "DEFERRED"]
+
+    def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
+        """Note the level; sqlite3's own ``isolation_level`` stays None, or texts would begin, and never commit."""
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw.engine_begin = {"AUTOCOMMIT": None, "DEFERRED": "BEGIN"}.get(level, raw.begin)
+        if level not in ("AUTOCOMMIT", "DEFERRED"):
+            SQLiteDialect.set_isolation_level(self, dbapi_connection, level)
+
+    def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
+        """Tell whether isolation level AUTOCOMMIT was asked for."""
+        return dbapi_connection.driver_connection.engine_begin is None
+
+
+registry.register("sqlite.loopsafe_aiosqlite", __name__, "EngineDialect")
+
+
 class _Opener:
     """Opens in the connection's thread; closes again what a cancelled caller does not wait for."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: dict[str, Any], pragmas: Mapping[str, str]) -> None:
+        self._arguments, self._pragmas = arguments, pragmas
         self._lock = Lock()
         self._given_up = False
         self._opened: sqlite3.Connection | None = None
 
     def __call__(self) -> sqlite3.Connection:
+        opened: sqlite3.Connection = sqlite3.connect(**self._arguments)
+        try:
+            for name, value in self._pragmas.items():
+                opened.execute(f"PRAGMA {name} = {value}")
+        except BaseException:
+            opened.close()
+            raise
         with self._lock:
-            self._opened = sqlite3.connect(**self._arguments)
+            self._opened = opened
             if self._given_up:
-                self._opened.close()
-            return self._opened
+                opened.close()
+        return opened
 
     def give_up(self) -> None:
         with self._lock:
@@ -91,7 +182,8 @@ class SqliteTransaction:
             )
         if self._options.readonly:
             await _run(self._raw, "PRAGMA query_only = ON")
-        await _run(self._raw, "BEGIN")
+        reads = self._options.readonly or self._options.deferred
+        await _run(self._raw, "BEGIN" if reads else self._raw.begin)
 
     async def commit(self) -> None:
         await self._end(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
@@ -110,23 +202,76 @@ class SqliteTransaction:
             await _run(self._raw, "PRAGMA query_only = OFF")
 
 
+class SqliteCursor:
+    """A cursor whose rows are fetched in the connection's thread."""
+
+    def __init__(self, raw: GuardedConnection, cursor: sqlite3.Cursor) -> None:
+        self._raw, self._cursor, self._keys = raw, cursor, RecordKeys.of(cursor.description)
+
+    async def fetch(self, count: int) -> Sequence[Record]:
+        rows = await self._raw._execute(self._cursor.fetchmany, count)  # noqa: SLF001
+        return [TupleRecord(self._keys, row) for row in rows]
+
+    async def close(self) -> None:
+        await self._raw._execute(self._cursor.close)  # noqa: SLF001
+
+
 class AiosqliteDriver:
     """The fast path: one hop to the connection's thread for each call."""
 
-    traits = DriverTraits("aiosqlite", "sqlite+aiosqlite", loop_bound=False, reset_on_return=False)
+    traits: DriverTraits = DriverTraits(
+        "aiosqlite",
+        "sqlite+loopsafe_aiosqlite",
+        loop_bound=False,
+        attaches=False,
+        reset_on_return=False,
+    )
+
+    def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        refuse_postgresql_options(options)
+        query = known_query(options.url, _NAMES)
+        pragmas = {"journal_mode": "wal", "foreign_keys": "on"}
+        for name, words in _PRAGMAS.items():
+            if (word := query.pop(name, None)) is not None:
+                if word not in words:
+                    raise InvalidURLError(f"{name} must be one of {', '.join(words)}, not {word!r}")
+                pragmas[name] = word
+        try:
+            patience = float(query.pop("timeout", options.timeouts.acquire))
+        except ValueError:
+            raise InvalidURLError("timeout must be seconds") from None
+        query.pop("uri", None)  # SQLAlchemy wants it; it goes without saying
+        reads_only = query.get("mode") == "ro" or "immutable" in query
+        if reads_only:
+            del pragmas["journal_mode"]
+        return {
+            "database": _database(options.url.database or ":memory:", query),
+            "patience": patience,
+            "pragmas": pragmas,
+            "begin": "BEGIN" if reads_only else "BEGIN IMMEDIATE",
+        }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
-        # isolation_level None: sqlite3 begins no transaction by itself; ours begin by BEGIN.
-        arguments = {**options.arguments, "isolation_level": None, "check_same_thread": False}
-        opener = _Opener(arguments)
+        given = options.arguments
+        arguments = {
+            "database": given["database"],
+            "uri": given["database"].startswith("file:"),
+            "timeout": given["patience"],
+            "isolation_level": None,  # sqlite3 begins no transaction by itself; ours begin by BEGIN
+            "check_same_thread": False,
+        }
+        # From then on the waiting is ours. Of several processes that make a new file WAL, one can.
+        opener = _Opener(arguments, {**given["pragmas"], "busy_timeout": f"{_SLICE * 1000:.0f}"})
         raw = GuardedConnection(opener, 64)
-        raw.guarded_owner = current_key()
+        raw.guarded_owner, raw.patience = Owner(), given["patience"]
+        raw.begin = raw.engine_begin = given["begin"]
         thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
         thread.daemon = True
         try:
             async with asyncio.timeout(options.timeout):
                 await raw
         except TimeoutError as error:
+            opener.give_up()
             raise ConnectTimeout(
                 options.target, f"no answer within {options.timeout:g} s"
             ) from error
@@ -166,17 +311,10 @@ class AiosqliteDriver:
         await transaction.commit()
         return count
 
-    async def iterate(
+    async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
-    ) -> AsyncIterator[Record]:
-        cursor = await raw._execute(raw._conn.execute, sql, args)  # noqa: SLF001
-        keys = _keys(cursor)
-        try:
-            while rows := await raw._execute(cursor.fetchmany, _BATCH):  # noqa: SLF001
-                for row in rows:
-                    yield TupleRecord(keys, row)
-        finally:
-            await raw._execute(cursor.close)  # noqa: SLF001
+    ) -> SqliteCursor:
+        return SqliteCursor(raw, await raw._execute(raw._conn.execute, sql, args))  # noqa: SLF001
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> SqliteTransaction:
         return SqliteTransaction(raw, options)
@@ -184,10 +322,21 @@ class AiosqliteDriver:
     def original(self, error: BaseException) -> BaseException:
         return getattr(error, "orig", None) or error
 
+    def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
+        return False
+
+    def move(self, raw: GuardedConnection) -> None:
+        raw.guarded_owner.move()
+
+    def detach(self, raw: GuardedConnection) -> None:
+        """Do nothing: no loop has it."""
+
     async def settle(self, raw: GuardedConnection) -> None:
         # The thread works in order: when this is done, so is the interrupted statement.
         await raw.interrupt()
-        await _run(raw, "SELECT 1")
+        await _run(raw, "PRAGMA query_only = OFF")
+        if raw.in_transaction:
+            await _run(raw, "ROLLBACK")
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw._connection is None or not raw._running  # noqa: SLF001
@@ -196,7 +345,7 @@ class AiosqliteDriver:
         await raw.close()
 
     def terminate(self, raw: GuardedConnection) -> None:
-        if raw.guarded_owner.pid != os.getpid() or raw._connection is None:  # noqa: SLF001
+        if not raw.guarded_owner.is_here or raw._connection is None:  # noqa: SLF001
             return
         connection, raw._connection, raw._running = raw._connection, None, False  # noqa: SLF001
         connection.interrupt()
@@ -206,6 +355,15 @@ class AiosqliteDriver:
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
         return ()
+
+
+def _database(path: str, query: Mapping[str, str]) -> str:
+    """Give SQLite's file name, or its URI where the query says how the file is opened."""
+    if not query:
+        return path
+    if not path.startswith("file:"):
+        path = f"file:{quote(path)}"
+    return f"{path}{'&' if '?' in path else '?'}{urlencode(query)}"
 
 
 def _stop_marker() -> object:
@@ -233,10 +391,6 @@ async def _bounded(raw: GuardedConnection, call: Callable[[], Any], timeout: flo
         raise StatementTimeout(timeout) from error
 
 
-def _keys(cursor: sqlite3.Cursor) -> RecordKeys:
-    return RecordKeys(tuple(column[0] for column in cursor.description or ()))
-
-
 # These run in the connection's thread.
 
 
@@ -244,7 +398,7 @@ def _fetch(
     raw: GuardedConnection, sql: str, args: Sequence[Any], limit: int | None
 ) -> list[Record]:
     cursor = raw._conn.execute(sql, args)  # noqa: SLF001
-    keys = _keys(cursor)
+    keys = RecordKeys.of(cursor.description)
     rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
     cursor.close()
     return [TupleRecord(keys, row) for row in rows]

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
+import ssl
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import asyncpg
+from sqlalchemy import event
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from loopsafe_db._runtime.forks import SocketId
-from loopsafe_db._runtime.registry import current_key
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
+from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
+from loopsafe_db.drivers import libpq
+from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
     ConnectTimeout,
-    ForeignLoopError,
     StatementTimeout,
 )
 from loopsafe_db.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.options import DatabaseOptions
+
+    class BaseRecord:
+        """asyncpg has no types."""
+
+    class BaseConnection:
+        """asyncpg has no types."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+        def _check_open(self) -> None: ...
+        def _cancel_current_command(self, waiter: Any, *rest: Any) -> None: ...
+        async def _get_statement(
+            self, query: str, timeout: float | None, **options: Any
+        ) -> Any: ...
+else:
+    BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
 
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # also InvalidPasswordError
     asyncpg.InvalidCatalogNameError,
 )
+_LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+_OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+_FAILED = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # no host has the wanted target_session_attrs
+)
 
 
-class AsyncpgRecord(Record, asyncpg.Record):  # type: ignore[misc]
+class AsyncpgRecord(Record, BaseRecord):
     """asyncpg's own row type, allocated by asyncpg in C, with our methods."""
 
     __slots__ = ()
@@ -40,30 +70,59 @@ class AsyncpgRecord(Record, asyncpg.Record):  # type: ignore[misc]
     def __eq__(self, other: object) -> bool:
         return Record.__eq__(self, other)
 
-    __hash__ = Record.__hash__
-    __repr__ = Record.__repr__
+    def __hash__(self) -> int:
+        return Record.__hash__(self)
+
+    def __repr__(self) -> str:
+        return Record.__repr__(self)
 
 
-class GuardedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection that refuses another loop or process, whoever asks: a session, SQLAlchemy, a user."""
+class GuardedConnection(BaseConnection):
+    """A connection that moves between loops, and refuses all but its present owner, whoever asks."""
 
-    __slots__ = ("_guarded_owner", "_guarded_socket")
+    __slots__ = ("guarded_on_dropped_plans", "guarded_owner", "guarded_transport")
+    guarded_on_dropped_plans: Callable[[], None]
+    guarded_owner: Owner
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._guarded_owner: LoopKey = current_key()
-        self._guarded_socket: SocketId | None = None
+        self.guarded_owner = Owner()
         super().__init__(*args, **kwargs)
+        # None where the loop's own transport is used, which cannot move.
+        self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
+
+    @property
+    def _loop(self) -> Any:
+        """The loop that runs: a connection that moved would remember the wrong one."""
+        return asyncio._get_running_loop() or ANY_LOOP  # noqa: SLF001
+
+    @_loop.setter
+    def _loop(self, loop: Any) -> None:
+        pass
+
+    @property
+    def _pool_release_ctr(self) -> int:
+        # Every method of a prepared statement or a cursor compares this before it does anything.
+        self.guarded_owner.check(self)
+        return 0
+
+    @_pool_release_ctr.setter
+    def _pool_release_ctr(self, count: int) -> None:
+        pass
+
+    def _drop_global_statement_cache(self) -> None:
+        # asyncpg would tell the connections of its own pool. After an altered table it asks again, where it may.
+        self._drop_local_statement_cache()
+        if isinstance(sys.exception(), _OUTDATED):
+            self.guarded_on_dropped_plans()
 
     def _check_open(self) -> None:
-        # Every public method of asyncpg's connection comes by here.
-        owner = self._guarded_owner
-        if owner.pid != os.getpid() or asyncio.get_running_loop() is not self._loop:
-            raise ForeignLoopError(f"<asyncpg connection {id(self):#x}>", owner, current_key())
+        # Every public method of the connection comes by here.
+        self.guarded_owner.check(self)
         super()._check_open()
 
     def _cancel_current_command(self, waiter: Any, *rest: Any) -> None:
         # A forked child that cancels its copy of the parent's task must not cancel the parent's query.
-        if self._guarded_owner.pid == os.getpid():
+        if self.guarded_owner.is_here:
             super()._cancel_current_command(waiter, *rest)
         elif not waiter.done():
             waiter.set_result(None)
@@ -72,43 +131,182 @@ class GuardedConnection(asyncpg.Connection):  # type: ignore[misc]
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
 
 
+class UnpreparedConnection(GuardedConnection):
+    """A connection whose next transaction may be on another server: it prepares nothing under a name.
+
+    asyncpg parses and describes a statement, flushes, and only then binds: no ``Sync`` in between, so PgBouncer keeps
+    the server. A named one would be closed, or its types looked up, with a ``Sync`` in between.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Looking a type up switches the JIT off and on again, on two servers perhaps.
+        this: Any = self
+        this._server_caps = this._server_caps._replace(jit=False)  # noqa: SLF001
+
+    async def _get_statement(
+        self, query: str, timeout: float | None, *, named: object = False, **options: Any
+    ) -> Any:
+        return await super()._get_statement(query, timeout, named="", **options)
+
+
+class EngineDialect(PGDialect_asyncpg):
+    """SQLAlchemy's dialect: without its cache where nothing may stay prepared, and with our name for PgBouncer."""
+
+    supports_statement_cache = True
+
+    @classmethod
+    def engine_created(cls, engine: Any) -> None:
+        """Have errors named."""
+        event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+
+    def on_connect(self) -> Callable[[Any], Any]:
+        """Give what SQLAlchemy does with a new connection."""
+        prepare: Callable[[Any], Any] = super().on_connect()  # type: ignore[no-untyped-call]
+
+        def connect(adapted: Any) -> None:
+            # isinstance() takes any connection of asyncpg's for any other
+            if type(adapted.driver_connection) is UnpreparedConnection:
+                adapted._prepared_statement_cache = None  # noqa: SLF001
+            prepare(adapted)
+
+        return connect
+
+
+registry.register("postgresql.loopsafe_asyncpg", __name__, "EngineDialect")
+
+
+class OpeningLoop(AnyLoop):
+    """The loop that runs, for one connection that is being opened: what asyncpg does with TLS becomes what libpq does.
+
+    Who has the root certificates at `root` has servers verified in every mode. And what is refused is closed at once:
+    asyncpg would wait for the server's farewell, in a loop that may end first.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._opened: list[Any] = []
+
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        """Connect to the first address of a host that answers."""
+        opened = await super().create_connection(*args, **options)
+        self._opened.append(opened[0])
+        return opened
+
+    def keep(self, raw: GuardedConnection | None) -> None:
+        """End all that was opened, but for what `raw` has now."""
+        while self._opened:
+            transport = self._opened.pop()
+            if raw is None or transport is not raw.guarded_transport:
+                transport.abort()
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_hostname: str | None = None,
+    ) -> Any:
+        """Put TLS on a connection."""
+        verify = sslcontext.verify_mode
+        if verify == ssl.CERT_NONE:
+            self._verify(sslcontext)
+        try:
+            return await super().start_tls(
+                transport, protocol, sslcontext, server_hostname=server_hostname
+            )
+        finally:
+            # For the next host: asyncpg asks it whether TLS is a must.
+            sslcontext.verify_mode = verify
+
+    def _verify(self, sslcontext: ssl.SSLContext) -> None:
+        if os.path.exists(self._root):
+            sslcontext.load_verify_locations(self._root)
+            sslcontext.verify_mode = ssl.CERT_REQUIRED
+
+
+class AsyncpgCursor:
+    """A portal of the server; it goes with its transaction."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    async def fetch(self, count: int) -> Sequence[Record]:
+        return await self._cursor.fetch(count)  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        pass
+
+
 class AsyncpgDriver:
     """The fast path: asyncpg's own calls and its cache of prepared statements."""
 
-    traits = DriverTraits("asyncpg", "postgresql+asyncpg", loop_bound=True, reset_on_return=True)
+    traits: DriverTraits = DriverTraits(
+        "asyncpg",
+        "postgresql+loopsafe_asyncpg",
+        loop_bound=sys.platform == "win32",  # its default loop cannot take a socket over
+        attaches=True,
+        reset_on_return=True,
+    )
+
+    def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        url, query = options.url, libpq.postgresql_query(options, libpq.NAMES)
+        hosts, ports = libpq.places(url, query)
+        settings = {name: query[name] for name in ("application_name", "options") if name in query}
+        return {
+            "host": hosts[0] if len(hosts) == 1 else hosts or None,
+            "port": ports[0] if len(ports) == 1 else ports or None,
+            "user": url.username,
+            "password": url.password,
+            "database": url.database,
+            "ssl": query.get("sslmode"),
+            "target_session_attrs": query.get("target_session_attrs"),
+            "server_settings": settings,
+            "files": {name: query[name] for name in libpq.SSL_FILES if name in query},
+            "prepares": options.pgbouncer != "transaction",
+        }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
         try:
-            raw = await asyncpg.connect(
-                **options.arguments, timeout=options.timeout, connection_class=GuardedConnection
-            )
+            raw = await _connect(_keywords(**options.arguments), options.timeout)
         except _REFUSED as error:
             raise AuthenticationError(options.target, str(error)) from error
         except TimeoutError as error:
             raise ConnectTimeout(
                 options.target, f"no answer within {options.timeout:g} s"
             ) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _FAILED as error:
+            libpq.name_pgbouncer(error)
             raise ConnectError(options.target, str(error) or repr(error)) from error
-        raw._guarded_socket = _socket_of(raw)  # noqa: SLF001
-        return raw  # type: ignore[no-any-return]
+        raw.guarded_on_dropped_plans = options.on_dropped_plans
+        return raw
 
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
-        with _timeout_named(timeout):
-            return await raw.fetch(sql, *args, timeout=timeout, record_class=AsyncpgRecord)  # type: ignore[no-any-return]
+        try:
+            return await _fetch(raw, sql, args, 0, timeout)
+        except _LOST as error:
+            libpq.name_pgbouncer(error)
+            raise
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
-        with _timeout_named(timeout):
-            return await raw.fetchrow(sql, *args, timeout=timeout, record_class=AsyncpgRecord)  # type: ignore[no-any-return]
+        try:
+            rows = await _fetch(raw, sql, args, 1, timeout)
+        except _LOST as error:
+            libpq.name_pgbouncer(error)
+            raise
+        return rows[0] if rows else None
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
-        with _timeout_named(timeout):
+        with _limit(timeout):
             if not args and ";" in sql.rstrip().rstrip(";"):
                 return _affected(await raw.execute(sql, timeout=timeout))  # several statements
             raw._check_open()  # noqa: SLF001
@@ -121,15 +319,15 @@ class AsyncpgDriver:
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
     ) -> int | None:
-        with _timeout_named(timeout):
+        with _limit(timeout):
             await raw.executemany(sql, rows, timeout=timeout)
         return None
 
-    async def iterate(
+    async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
-    ) -> AsyncIterator[Record]:
-        async for row in raw.cursor(sql, *args, prefetch=500, record_class=AsyncpgRecord):
-            yield row
+    ) -> AsyncpgCursor:
+        with _NO_LIMIT:
+            return AsyncpgCursor(await raw.cursor(sql, *args, record_class=AsyncpgRecord))
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> Any:
         return raw.transaction(
@@ -142,65 +340,121 @@ class AsyncpgDriver:
 
     async def settle(self, raw: GuardedConnection) -> None:
         # Waits for a cancel request under way, as every operation does.
-        await raw.execute("")
+        await raw.execute("SELECT 1")
+        if raw.is_in_transaction() or raw._top_xact is not None:  # noqa: SLF001
+            raise asyncpg.InterfaceError("a transaction was left open")  # so the pool ends it
 
     def is_closed(self, raw: GuardedConnection) -> bool:
-        return bool(raw.is_closed())
+        transport = raw.guarded_transport
+        return bool(raw.is_closed() if transport is None else transport.closing)
 
     async def close(self, raw: GuardedConnection) -> None:
         await raw.close()
 
+    def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
+        if not isinstance(error, _OUTDATED):
+            return False
+        raw._drop_local_statement_cache()  # noqa: SLF001 (asyncpg's cursors do not)
+        return True
+
+    def move(self, raw: GuardedConnection) -> None:
+        raw.guarded_owner.move()
+        if raw.guarded_transport is not None and raw.guarded_transport.attach():
+            # The server says farewell, whose end may still be on its way; if it is only a notice: it is rare.
+            self.terminate(raw)
+
+    def detach(self, raw: GuardedConnection) -> None:
+        if raw.guarded_transport is not None:
+            raw.guarded_transport.detach()
+
     def terminate(self, raw: GuardedConnection) -> None:
-        if raw._guarded_owner.pid != os.getpid():  # noqa: SLF001
+        if not raw.guarded_owner.is_here:
             return
-        if raw._loop.is_running():  # noqa: SLF001
+        with suppress(RuntimeError):  # who waits for an answer may do so in a loop that is closed
             raw.terminate()
-        else:
-            _close_socket(raw._transport)  # noqa: SLF001
+        if raw.guarded_transport is not None:
+            raw.guarded_transport.abort()
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
-        sock = raw._guarded_socket  # noqa: SLF001
-        return () if sock is None or raw.is_closed() else (sock,)
+        return () if raw.guarded_transport is None else (raw.guarded_transport.socket_id,)
 
 
-@contextmanager
-def _timeout_named(timeout: float | None) -> Iterator[None]:
+def _keywords(files: dict[str, str], prepares: bool, **given: Any) -> dict[str, Any]:  # noqa: FBT001
+    """Give asyncpg's arguments. The files are looked at now: they come and go."""
+    files = libpq.tls_files(files, given["ssl"])
+    root = files.get("sslrootcert") or os.path.expanduser("~/.postgresql/root.crt")
+    if root == "system":
+        given["ssl"] = ssl.create_default_context()
+        if "sslcert" in files:
+            given["ssl"].load_cert_chain(files["sslcert"], files.get("sslkey"))
+    elif files:  # asyncpg takes these from a DSN only
+        given["dsn"] = f"postgresql://?{urlencode(files)}"
+    if not prepares:
+        given["statement_cache_size"] = 0
+    return {
+        **given,
+        "loop": OpeningLoop(root),
+        "connection_class": GuardedConnection if prepares else UnpreparedConnection,
+    }
+
+
+async def _connect(keywords: dict[str, Any], timeout: float) -> GuardedConnection:
+    raw: GuardedConnection | None = None
     try:
-        yield
-    except TimeoutError as error:
-        if timeout is None or isinstance(error, StatementTimeout):
-            raise
-        raise StatementTimeout(timeout) from error
+        # Its timers would run in loops that the connection has left.
+        keywords["max_cached_statement_lifetime"] = 0
+        raw = await asyncpg.connect(**keywords, timeout=timeout)
+    finally:
+        if raw is None or raw.guarded_transport is not None:
+            keywords["loop"].keep(raw)
+    return raw
+
+
+def _fetch(
+    raw: Any, sql: str, args: Sequence[Any], limit: int, timeout: float | None
+) -> Awaitable[list[Record]]:
+    """Do what asyncpg's fetch() and fetchrow() do, one step nearer to the driver; 0 is all rows."""
+    raw._check_open()  # noqa: SLF001
+    rows: Awaitable[list[Record]] = raw._execute(  # noqa: SLF001
+        sql, args, limit, timeout, record_class=AsyncpgRecord
+    )
+    return rows if timeout is None else _limited(rows, timeout)
+
+
+async def _limited(rows: Awaitable[list[Record]], timeout: float) -> list[Record]:
+    with _limit(timeout):
+        return await rows
+
+
+class _Limit:
+    """Names the error of a statement that took too long, or is lost. Not a generator: each query pays for it."""
+
+    __slots__ = ("_timeout",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TimeoutError) and self._timeout is not None:
+            raise StatementTimeout(self._timeout) from error
+        if isinstance(error, _LOST):
+            libpq.name_pgbouncer(error)
+
+
+_NO_LIMIT = _Limit(None)
+
+
+def _limit(timeout: float | None) -> _Limit:
+    return _NO_LIMIT if timeout is None else _Limit(timeout)
 
 
 def _affected(status: str) -> int | None:
     """Read ``INSERT 0 3`` or ``UPDATE 3``; other statements have no count."""
     last = status.rpartition(" ")[2]
     return int(last) if last.isdigit() else None
-
-
-def _socket_of(raw: Any) -> SocketId | None:
-    sock = raw._transport.get_extra_info("socket")  # noqa: SLF001
-    return None if sock is None else SocketId.of(sock.fileno())
-
-
-def _close_socket(transport: Any) -> None:
-    """Close a transport whose loop will never run again.
-
-    ``abort()`` only schedules; the loop's own socket object has to be closed, and the transport told, or it
-    warns when it is collected. uvloop's transports are closed by uvloop with the loop.
-    """
-    ssl_protocol = getattr(transport, "_ssl_protocol", None)
-    if ssl_protocol is not None:
-        transport._closed = True  # noqa: SLF001
-        transport = ssl_protocol._transport  # noqa: SLF001
-    sock = getattr(transport, "_sock", None)
-    if sock is not None:
-        loop = transport._loop  # noqa: SLF001
-        if not loop.is_closed():
-            loop._remove_reader(sock.fileno())  # noqa: SLF001
-        transport._sock = None  # noqa: SLF001
-        sock.close()
 
 
 DRIVER = AsyncpgDriver()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from loopsafe_db._runtime.registry import current_key
+from loopsafe_db.errors import ForeignLoopError
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
 
 
@@ -20,13 +28,21 @@ class DriverTraits:
         name: As in the URL, ``postgresql+NAME``.
         dialect: SQLAlchemy's dialect and driver, ``postgresql+asyncpg``.
         loop_bound: Whether a connection works only in the loop that opened it.
+        attaches: Whether an idle connection stays with the loop that used it, until it is detached.
         reset_on_return: Whether SQLAlchemy's rollback at release costs nothing, and so may stay on.
+        autocommit: Whether a connection commits what is done outside a transaction by itself. Where it does not,
+            the driver commits what it does, and the core what it has SQLAlchemy do.
+        adapted: Whether ``raw`` is what SQLAlchemy's dialect works on, and not what it would adapt first. It is
+            given the engine's dialect as its attribute ``dialect``.
     """
 
     name: str
     dialect: str
     loop_bound: bool
+    attaches: bool
     reset_on_return: bool
+    autocommit: bool = True
+    adapted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +53,13 @@ class TransactionOptions:
         isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, or None for the server's.
         readonly: Whether writes are refused.
         deferrable: Whether it may wait for a safe snapshot (PostgreSQL, serializable and read-only).
+        deferred: Whether it takes locks only when it writes (SQLite; others do so anyway).
     """
 
     isolation: str | None = None
     readonly: bool = False
     deferrable: bool = False
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +67,46 @@ class ConnectOptions:
     """How one connection is opened.
 
     Attributes:
-        arguments: The driver's own connect arguments.
+        arguments: What `Driver.arguments` gave.
         target: Where to, for error texts; holds no secret.
         timeout: Seconds.
+        on_dropped_plans: For the driver to call when it has met an altered table, and got over it by itself.
     """
 
     arguments: Mapping[str, Any]
     target: str
     timeout: float
+    on_dropped_plans: Callable[[], None]
+
+
+class Owner:
+    """Who may use a connection now: the loop, of one process, that it was lent in last."""
+
+    __slots__ = ("_loop", "key")
+    key: LoopKey
+
+    def __init__(self) -> None:
+        self.move()
+
+    def move(self) -> None:
+        """Let the running loop have it."""
+        self.key = current_key()
+        self._loop = weakref.ref(asyncio.get_running_loop())
+
+    def check(self, raw: object) -> None:
+        """Refuse another loop or process.
+
+        Raises:
+            ForeignLoopError: The running loop is not the one that it was lent in.
+        """
+        if self.key.pid != os.getpid() or asyncio._get_running_loop() is not self._loop():  # noqa: SLF001
+            what = f"<{type(raw).__module__.rpartition('.')[2]} connection {id(raw):#x}>"
+            raise ForeignLoopError(what, self.key, current_key())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that opened it."""
+        return self.key.pid == os.getpid()
 
 
 class DriverTransaction(Protocol):
@@ -67,10 +117,27 @@ class DriverTransaction(Protocol):
     def rollback(self) -> Awaitable[None]: ...
 
 
+class DriverCursor(Protocol):
+    """Rows that are fetched as they are needed. No generator: a loop that shuts down closes those at any moment."""
+
+    def fetch(self, count: int) -> Awaitable[Sequence[Record]]:
+        """Give the next `count` rows; fewer at the end, then none."""
+
+    def close(self) -> Awaitable[None]:
+        """Let go of what the server holds, if the end of the transaction would not."""
+
+
 class Driver(Protocol):
     """What a driver does with one connection of its own kind (``raw``). It has no state."""
 
     traits: DriverTraits
+
+    def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        """Give what `connect` needs, with a ``password`` if there is one.
+
+        Raises:
+            InvalidURLError: The URL's query has a name that is not known, or a value that cannot be.
+        """
 
     async def connect(self, options: ConnectOptions) -> Any:
         """Open a connection, or raise `ConnectError` or one below it."""
@@ -93,14 +160,23 @@ class Driver(Protocol):
     ) -> int | None:
         """Apply a statement to each row of arguments, all or none; give the rows affected, if known."""
 
-    def iterate(self, raw: Any, sql: str, args: Sequence[Any]) -> AsyncIterator[Record]:
-        """Give rows as they are needed, inside an open transaction."""
+    async def open_cursor(self, raw: Any, sql: str, args: Sequence[Any]) -> DriverCursor:
+        """Begin to read rows batch by batch, inside an open transaction."""
 
     def transaction(self, raw: Any, options: TransactionOptions) -> DriverTransaction:
         """Make a transaction that has not begun."""
 
     def original(self, error: BaseException) -> BaseException:
         """Give the driver's own exception behind one of SQLAlchemy's."""
+
+    def drops_plans(self, raw: Any, error: BaseException) -> bool:
+        """Tell whether a prepared statement met a table that was altered; forget what is prepared then."""
+
+    def move(self, raw: Any) -> None:
+        """Make a connection usable in the running loop, where it was used in another before."""
+
+    def detach(self, raw: Any) -> None:
+        """Have the running loop let go of an idle connection, so that any other may take it."""
 
     async def settle(self, raw: Any) -> None:
         """Wait until an interrupted statement is over, so that the connection can be used again."""
@@ -112,7 +188,7 @@ class Driver(Protocol):
         """Close politely."""
 
     def terminate(self, raw: Any) -> None:
-        """Close at once, without a loop."""
+        """Close at once, without a loop, from any thread; not in a forked child."""
 
     def sockets(self, raw: Any) -> Iterable[SocketId]:
         """Give the sockets that a forked child has to let go of."""

@@ -1,91 +1,111 @@
-"""ConnectionPool: one AsyncEngine of one loop, whose pool lends connections, to the fast path and to SQLAlchemy."""
+"""ConnectionPool: the connections of one handle in one process, lent to its loops and to SQLAlchemy's engine."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import os
 import time
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+import warnings
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy.exc
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool.base import _ConnectionFairy
+from sqlalchemy.util import await_only, greenlet_spawn
 
-from loopsafe_db.errors import AcquireTimeout
+from loopsafe_db._runtime.keys import LoopKey
+from loopsafe_db._runtime.reaper import Reaper
+from loopsafe_db._runtime.registry import Resource, current_key, current_state
+from loopsafe_db.engines.entry import PoolEntry
+from loopsafe_db.engines.lending import Lending, Slot, is_gone
+from loopsafe_db.engines.stats import PoolStats, past
+from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.pool import PoolProxiedConnection
 
     from loopsafe_db._runtime.forks import SocketId
-    from loopsafe_db._runtime.keys import LoopKey
     from loopsafe_db.drivers.base import Driver
-    from loopsafe_db.engines.options import DatabaseOptions
+    from loopsafe_db.engines.scopes import Scope
+    from loopsafe_db.options import DatabaseOptions
 
-SETTLE_TIMEOUT = (
-    2.0  # seconds for an interrupted statement to end before its connection is terminated
-)
-
-
-@dataclass(slots=True)
-class PoolStats:
-    """What a pool has done, or several together.
-
-    Attributes:
-        opened: Connections opened.
-        reused: Acquisitions served by an idle connection.
-        closed: Connections closed politely.
-        terminated: Connections ended without a farewell.
-        idle: Connections that wait to be used, now.
-        in_use: Connections that are checked out, now.
-    """
-
-    opened: int = 0
-    reused: int = 0
-    closed: int = 0
-    terminated: int = 0
-    idle: int = 0
-    in_use: int = 0
-
-    def add(self, other: PoolStats) -> None:
-        """Add another pool's figures."""
-        for name in (item.name for item in fields(self)):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+_log = logging.getLogger("loopsafe_db")
+_FORGOTTEN = "a connection was not given back before its event loop was closed"
+SETTLE_TIMEOUT = 2.0  # seconds for an interrupted statement to end, or for a connection to close
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One checked-out connection.
+class SharedQueue(Pool):
+    """SQLAlchemy's side of a `ConnectionPool`: engines and sessions are lent connections by it."""
 
-    Attributes:
-        fairy: SQLAlchemy's proxy; closing it gives the connection back.
-        raw: The driver's own connection.
-        doubtful: Whether a statement was interrupted, so that its state is not known.
-        used_by_sqlalchemy: Whether SQLAlchemy ran something on it, and has to tidy up with awaits.
-    """
+    _is_asyncio = True
 
-    fairy: PoolProxiedConnection
-    raw: Any
-    holder: str
-    taken_at: str
-    since: float
-    doubtful: bool = False
-    used_by_sqlalchemy: bool = False
+    def __init__(self, creator: Any, lender: ConnectionPool, **options: Any) -> None:
+        super().__init__(creator, **options)
+        self._lender = lender
+
+    def _do_get(self) -> PoolEntry:
+        return self._lender.take_now() or await_only(self._lender.take_later())
+
+    def _do_return_conn(self, record: Any) -> None:
+        self._lender.give_back(record)
+
+    def recreate(self) -> SharedQueue:
+        """Give a pool for an engine that was disposed of: the same, for the connections are shared."""
+        return self
+
+    def dispose(self) -> None:
+        """End the idle connections."""
+        self._lender.drop_idle()
+
+    def status(self) -> str:
+        """Describe it, for logs."""
+        return repr(self._lender)
 
 
 class ConnectionPool:
-    """The connections of one loop. Should live as long as that loop."""
+    """The connections of one handle in one process. Should live as long as the process.
 
-    def __init__(self, key: LoopKey, driver: Driver, options: DatabaseOptions) -> None:
-        self.key, self.driver, self.options = key, driver, options
-        self.engine: AsyncEngine  # set by the factory, which needs this pool to open connections
-        self.bound: dict[
-            asyncio.Task[Any], list[Any]
-        ] = {}  # asyncio task -> its connections in a transaction
+    Attributes:
+        key: The process.
+        lending: Who gets which connection.
+        bound: asyncio task -> its connections in a transaction.
+        ticking: The loops that look for what they have not used for long.
+        counts: What it has done; `stats` adds what is.
+        engine: SQLAlchemy's engine, on these connections; set by the factory.
+    """
+
+    engine: AsyncEngine
+    queue: SharedQueue
+    key: LoopKey
+    driver: Driver
+    options: DatabaseOptions
+    scope: Scope
+    patience: float
+    counts: PoolStats
+
+    def __init__(self, driver: Driver, options: DatabaseOptions, scope: Scope) -> None:
+        self.key = LoopKey(os.getpid(), 0)
+        self.driver, self.options, self.scope = driver, options, scope
+        self.patience = options.pool.idle_timeout or math.inf
+        self.lending: Lending[PoolEntry] = Lending(
+            options.pool.max_connections,
+            movable=scope.movable,
+            sticky=driver.traits.attaches,
+            ask=self._ask,
+            evict=self._make_room,
+        )
+        self._may_leave = scope.movable and driver.traits.attaches
+        self.bound: dict[asyncio.Task[Any], list[Any]] = {}
         self._raws: set[Any] = set()
-        self._leases: set[Lease] = set()
-        self._stats = PoolStats()
+        self.counts = PoolStats()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.ticking: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
+        self._reaper = Reaper(self._reap)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -93,115 +113,266 @@ class ConnectionPool:
 
     def opened(self, raw: Any) -> None:
         """Take note of a connection that the engine has opened."""
-        self._forget_closed()
+        for known in list(self._raws):
+            if self.driver.is_closed(known):
+                self._raws.discard(known)
         self._raws.add(raw)
-        self._stats.opened += 1
+        self.counts.opened += 1
 
-    async def acquire(self, holder: str, taken_at: str) -> Lease:
-        """Check a connection out.
+    # -- lending
+
+    def take_now(self) -> PoolEntry | None:
+        """Lend an idle connection, or a place to open one; None if there is neither.
+
+        Raises:
+            ForeignLoopError: The pool came through a fork.
+        """
+        if self.key.pid != os.getpid():
+            raise ForeignLoopError(repr(self.engine), self.key, current_key())
+        loop = asyncio.get_running_loop()
+        return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
+
+    async def take_later(self) -> PoolEntry:
+        """Wait for what `take_now` gives.
+
+        Raises:
+            AcquireTimeout: Nothing came free in ``timeouts.acquire`` seconds.
+        """
+        self._sweep()
+        timeout = self.options.timeouts.acquire
+        entry = self._entry(await self.lending.wait(timeout))
+        if entry is None:
+            holders = [entry.holder for entry in list(self.lending.held)]
+            raise AcquireTimeout(timeout, self.lending.limit, holders)
+        return entry
+
+    def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
+        """Lend what the running loop `loop` used last, if it works; None: `acquire` will do better."""
+        if self.options.pool.pre_ping:
+            return None
+        entry = self.lending.take_here(loop)
+        if entry is None or entry.lend(loop):
+            return entry
+        self.give_back(entry)
+        return None
+
+    async def acquire(self) -> PoolEntry:
+        """Lend a connection that is open and works.
 
         Raises:
             AcquireTimeout: None came free in ``timeouts.acquire`` seconds.
             ConnectError: A new one could not be opened.
         """
-        while True:
-            idle = self._idle()
-            fairy = await self._check_out()
-            raw = fairy.driver_connection
-            if not self.driver.is_closed(raw):
-                break
-            fairy.invalidate()  # the server ended it while it was idle
-        if idle:
-            self._stats.reused += 1
-        lease = Lease(fairy, raw, holder, taken_at, time.monotonic())
-        self._leases.add(lease)
-        return lease
+        entry = self.take_now() or await self.take_later()
+        try:
+            if self.options.pool.pre_ping or not entry.lend(asyncio.get_running_loop()):
+                await greenlet_spawn(entry.get_connection)
+        except BaseException as error:
+            entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
+            raise
+        return entry
 
-    async def release(self, lease: Lease) -> None:
-        """Give a connection back, or end it if it is in doubt. Bounded in time; a cancellation loses nothing."""
-        self._leases.discard(lease)
-        if lease.doubtful and not await self._settled(lease.raw):
-            self._stats.terminated += 1
-            lease.fairy.invalidate()
-        elif lease.used_by_sqlalchemy:
-            await asyncio.shield(greenlet_spawn(lease.fairy.close))
-        else:
-            lease.fairy.close()
+    async def answers(self, entry: PoolEntry) -> bool:
+        """Tell whether a connection works, by a query."""
+        timeout = self.options.timeouts.connect
+        try:
+            await self.driver.fetch_one(entry.raw, "SELECT 1", (), timeout)
+        except Exception as error:  # noqa: BLE001 (whatever it is, another one is opened)
+            _log.info("a connection did not answer, and is replaced: %s", error)
+            return False
+        return True
+
+    def drops_plans(self, entry: PoolEntry, error: BaseException) -> bool:
+        """Tell whether a prepared statement met a table that was altered; other connections have such plans, too."""
+        if not self.driver.drops_plans(entry.raw, self.driver.original(error)):
+            return False
+        self.renew()
+        return True
+
+    def renew(self) -> None:
+        """Have each connection that is open now replaced before its next use."""
+        self.queue._invalidate_time = time.time()  # noqa: SLF001 (as SQLAlchemy's pools do it)
+
+    def give_back(self, entry: PoolEntry) -> None:
+        """Take a connection back; nothing is awaited, and twice is fine."""
+        if self.lending.held.pop(entry, None) is None:
+            return
+        entry.rest()
+        if self._may_leave and entry.dbapi_connection is not None:
+            loop = entry.home_ref()
+            if loop is not None and self.lending.contended(loop):
+                entry.leave()
+        self.lending.give_back(entry)
+
+    async def settle(self, entry: PoolEntry) -> None:
+        """Wait until an interrupted statement is over, or end its connection; in 2 s, whatever happens."""
+        if self.key.pid != os.getpid():
+            return  # in a forked child that runs its parent's tasks down
+        settling = asyncio.ensure_future(self.driver.settle(entry.raw))
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT):
+                await asyncio.shield(settling)
+        except BaseException as error:
+            settling.cancel()
+            entry.terminate()
+            if not isinstance(error, Exception):
+                self.give_back(entry)
+                raise
+        if self.driver.is_closed(entry.raw):
+            entry.terminate()
+
+    def proxy(self, entry: PoolEntry) -> _ConnectionFairy:
+        """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""
+        fairy = _ConnectionFairy(self.queue, cast("Any", entry.dbapi_connection), entry, echo=None)
+        fairy._counter = 1  # noqa: SLF001 (as SQLAlchemy counts its own)
+        entry.fairy_ref = weakref.ref(fairy, _ignore)
+        return fairy
+
+    # -- figures
 
     def stats(self) -> PoolStats:
         """Give the figures of now."""
+        self._sweep()
         stats = PoolStats()
-        stats.add(self._stats)
-        stats.in_use = len(self._leases)
-        stats.idle = self._idle()
+        stats.add(self.counts)
+        stats.in_use, stats.idle = len(self.lending.held), self.lending.idle
+        stats.waiting = self.lending.waiting
         return stats
-
-    async def close(self) -> None:
-        """End every connection politely, on the loop that owns them."""
-        for raw in list(self._raws):
-            if not self.driver.is_closed(raw):
-                await self.driver.close(raw)
-                self._stats.closed += 1
-        self._retire()
-
-    def terminate(self) -> None:
-        """End every connection at once; the loop need not run, nor be open."""
-        for raw in list(self._raws):
-            if not self.driver.is_closed(raw):
-                self.driver.terminate(raw)
-                self._stats.terminated += 1
-        self._retire()
 
     def sockets(self) -> Iterable[SocketId]:
         """Give the open sockets, for a forked child to let go of."""
         for raw in list(self._raws):
             yield from self.driver.sockets(raw)
 
-    def _retire(self) -> None:
-        self._raws.clear()
-        past.add(self._stats)
-        self._stats = PoolStats()
+    # -- endings
 
-    def _idle(self) -> int:
-        return int(self.engine.sync_engine.pool.checkedin())  # type: ignore[attr-defined]
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note that `loop` has a connection, so that its end is an end of what it left behind."""
+        state = current_state("a connection pool")
+        if not state.at_close(self, self._loop_ended):
+            if weakref.ref(loop) not in self.ticking:
+                self.tick(loop)  # it comes back, and may live for long
+        elif not self.scope.movable:
+            state.add(self, Resource(self, self.close, _nothing, tuple))
 
-    async def _check_out(self) -> PoolProxiedConnection:
-        pool = self.engine.sync_engine.pool
-        if self._idle():
-            try:
-                return (
-                    pool.connect()
-                )  # an idle connection is lent without a greenlet: a fifth of the time
-            except sqlalchemy.exc.MissingGreenlet:
-                pass  # it has to be replaced first, which awaits
-        try:
-            return await greenlet_spawn(pool.connect)
-        except sqlalchemy.exc.TimeoutError:
-            now = time.monotonic()
-            holders = [
-                f"{lease.holder} for {now - lease.since:.1f} s, {lease.taken_at}"
-                for lease in self._leases
-            ]
-            limits = self.options
-            raise AcquireTimeout(limits.timeouts.acquire, limits.pool.size, holders) from None
+    async def close(self) -> None:
+        """Close what is idle in the running loop, or in none; what others use stays."""
+        here = (None, asyncio.get_running_loop())
+        for entry in self.lending.take_idle(lambda entry: entry.home in here):
+            await self._close(entry)
 
-    async def _settled(self, raw: Any) -> bool:
-        if self.driver.is_closed(raw):
-            return False
-        settling = asyncio.ensure_future(self.driver.settle(raw))
+    def drop_idle(self) -> None:
+        """End what is idle in any loop, at once."""
+        for entry in self.lending.take_idle(lambda _: True):
+            entry.terminate()
+
+    def retire(self) -> bool:
+        """End what is idle, and later what comes back; tell whether nothing is left. For when the handle is gone."""
+        nothing_left = self.lending.retire()
+        if nothing_left:
+            self._retire_stats()
+        return nothing_left
+
+    def terminate(self) -> None:
+        """End every connection at once: the process ends."""
+        self._reaper.park()
+        for raw in list(self._raws):
+            if not self.driver.is_closed(raw):
+                self.driver.terminate(raw)
+                self.counts.terminated += 1
+        self._retire_stats()
+
+    # -- below
+
+    def _entry(self, item: PoolEntry | Slot | None) -> PoolEntry | None:
+        if item is not Slot.OPEN:
+            return None if isinstance(item, Slot) else item
+        entry = PoolEntry(self)
+        self.lending.hold(entry)
+        return entry
+
+    def _ask(self, entry: PoolEntry) -> None:
+        """Have an idle connection's home let go of it, or end it where that is all it can do."""
+        let_go = PoolEntry.leave if self.scope.movable else PoolEntry.terminate
+        home = entry.home
+        with suppress(RuntimeError):  # the loop is closed: then its end frees the connection
+            if home is not None:
+                home.call_soon_threadsafe(self.lending.hand_over, entry, let_go)
+
+    def _make_room(self, entry: PoolEntry) -> None:
+        """End an idle connection whose home is too busy to let go of it."""
+        entry.terminate()
+        self.lending.make_room(entry)
+
+    def _retire_stats(self) -> None:
+        past.add(self.counts)
+        self._raws, self.counts = set(), PoolStats()
+
+    async def _close(self, entry: PoolEntry) -> None:
+        if entry.home is not asyncio.get_running_loop():
+            self.driver.move(entry.raw)
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT):
-                await asyncio.shield(settling)
+                await self.driver.close(entry.raw)
+            self.counts.closed += 1
         except BaseException as error:
-            settling.cancel()
-            self.driver.terminate(raw)
-            if isinstance(error, asyncio.CancelledError):
+            entry.terminate()
+            if not isinstance(error, Exception):
                 raise
-            return False
-        return True
+        entry.dbapi_connection = None
 
-    def _forget_closed(self) -> None:
-        self._raws = {raw for raw in self._raws if not self.driver.is_closed(raw)}
+    def _loop_ended(self) -> None:
+        """End what a closed loop had lent, and what cannot go elsewhere."""
+        forgotten = [self._end_forgotten(entry) for entry in self.lending.lost()]
+        self.ticking = {ref for ref in self.ticking if not is_gone(ref())}
+        self.lending.look_again()
+        if not self.scope.movable:
+            for idle in self.lending.take_idle(lambda entry: entry.home is None):
+                idle.terminate()
+        elif self.options.pool.idle_timeout and self.lending.idle:
+            self._reaper.wake()
+        for holder in forgotten:
+            warnings.warn(f"{_FORGOTTEN}: {holder}", ResourceWarning, stacklevel=2)
+
+    def _sweep(self) -> None:
+        """End what is lent in loops that are closed."""
+        for entry in self.lending.lost():
+            _log.warning("%s: %s", _FORGOTTEN, self._end_forgotten(entry))
+
+    def _end_forgotten(self, entry: PoolEntry) -> str:
+        holder = entry.holder
+        if entry.task is not None:
+            self.bound.pop(entry.task, None)
+        entry.terminate()
+        self.give_back(entry)
+        return holder
+
+    def tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close now, and every half of the time, what this loop has not used for long."""
+        self.ticking.add(weakref.ref(loop))
+        if timeout := self.options.pool.idle_timeout:
+            loop.call_later(timeout / 2, self.tick, loop)
+        for entry in self._idle_too_long((None, loop)):
+            task = loop.create_task(self._close(entry))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _reap(self) -> float | None:
+        """End, in the reaper's thread, what no loop has and nobody used for long."""
+        for entry in self._idle_too_long((None,)):
+            entry.terminate()
+        return (self.options.pool.idle_timeout or 0.0) / 2 if self.lending.idle else None
+
+    def _idle_too_long(
+        self, homes: tuple[asyncio.AbstractEventLoop | None, ...]
+    ) -> list[PoolEntry]:
+        now = time.monotonic()
+        return self.lending.take_idle(lambda e: e.fresh_until <= now and e.home in homes)
 
 
-past = PoolStats()  # what the ended pools of this process have done
+def _nothing() -> None:
+    """Be the second ending of what has one already."""
+
+
+def _ignore(_: object) -> None:
+    """Be a weak reference's callback."""

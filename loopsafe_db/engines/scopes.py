@@ -1,46 +1,49 @@
-"""Scopes: where the pool of a handle lives, and so which pool a caller gets."""
+"""Scopes: whether a connection may serve another loop than the one that opened it."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from loopsafe_db.engines.factory import make_pool
-from loopsafe_db.engines.pool import ConnectionPool
-from loopsafe_db.local import LoopLocal
+from loopsafe_db.errors import InvalidSettingError
 
 if TYPE_CHECKING:
-    from loopsafe_db.engines.options import DatabaseOptions
+    from loopsafe_db.drivers.base import DriverTraits
 
 
-class Scope(Protocol):
-    """Answers one question: which pool serves the caller."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where connections may go.
 
-    def pool(self) -> ConnectionPool:
-        """Give the caller's pool, making it on first use."""
+    Attributes:
+        name: What users write.
+        movable: Whether an idle connection serves any loop of its process, and stays when a loop ends; else it
+            serves the loop that opened it, and ends with it.
+    """
 
-    def peek(self) -> ConnectionPool | None:
-        """Give the caller's pool if there is one."""
-
-    def pools(self) -> list[ConnectionPool]:
-        """List the live pools of this process."""
-
-    async def aclose(self) -> None:
-        """End the caller's pool."""
+    name: str
+    movable: bool
 
 
-class PerLoop:
-    """A pool for each loop of each process, ended with its loop."""
+PER_LOOP = Scope("loop", movable=False)
+PER_PROCESS = Scope("process", movable=True)
 
-    def __init__(self, options: DatabaseOptions) -> None:
-        self._local: LoopLocal[ConnectionPool] = LoopLocal(
-            partial(make_pool, options),
-            close=ConnectionPool.close,
-            terminate=ConnectionPool.terminate,
-            sockets=ConnectionPool.sockets,
-            name="a database",
+
+def find_scope(name: str, traits: DriverTraits) -> Scope:
+    """Give the scope of that name; ``auto`` is per process, or per loop where the driver can do no better.
+
+    Raises:
+        InvalidSettingError: There is none, or the driver's connections cannot leave their loop.
+    """
+    if name == "auto":
+        return PER_LOOP if traits.loop_bound else PER_PROCESS
+    for scope in (PER_LOOP, PER_PROCESS):
+        if scope.name == name:
+            break
+    else:
+        raise InvalidSettingError(f"scope must be 'auto', 'loop' or 'process', not {name!r}")
+    if scope.movable and traits.loop_bound:
+        raise InvalidSettingError(
+            f"scope 'process': connections of {traits.name} belong to one loop, so use 'auto'"
         )
-        self.pool = self._local.get
-        self.peek = self._local.peek
-        self.pools = self._local.values
-        self.aclose = self._local.aclose
+    return scope

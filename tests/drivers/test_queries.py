@@ -84,6 +84,29 @@ async def test_execute_many_is_all_or_nothing(database: Database) -> None:
     ]
 
 
+async def test_a_clause_is_streamed_as_text_is(database: Database) -> None:
+    await make_table(database)
+    await database.execute_many(table.insert(), [{"id": n, "data": [n]} for n in range(1200)])
+    seen = []
+    async for row in database.iterate(table.select().order_by(table.c.id)):
+        seen.append((row.id, row["data"]))
+        if len(seen) == 700:
+            break
+    assert seen == [(n, [n]) for n in range(700)]
+    assert await database.fetch_val(sa.select(sa.func.count()).select_from(table)) == 1200
+
+
+async def test_what_is_done_while_rows_are_read_is_not_undone_with_the_reading(
+    postgres_url: str,
+) -> None:
+    database = Database(postgres_url)
+    await make_table(database)
+    async for row in database.iterate("SELECT 7 AS id UNION SELECT 8 ORDER BY id"):
+        await database.execute("INSERT INTO things (id) VALUES (:id)", {"id": row.id})
+        break
+    assert await database.fetch_val("SELECT id FROM things") == 7
+
+
 async def test_a_transaction_is_joined_by_its_task_alone(database: Database) -> None:
     await make_table(database)
 
@@ -106,6 +129,16 @@ async def test_a_transaction_is_joined_by_its_task_alone(database: Database) -> 
     assert await asyncio.create_task(count()) == 1
 
 
+async def test_a_transaction_that_nobody_ended_is_undone_at_release(database: Database) -> None:
+    await make_table(database)
+    async with database.connection() as connection:
+        await connection.transaction().__aenter__()
+        await connection.execute("INSERT INTO things (id) VALUES (1)")
+    async with database.transaction():
+        await database.execute("INSERT INTO things (id) VALUES (2)")
+    assert [row.id for row in await database.fetch_all("SELECT id FROM things")] == [2]
+
+
 async def test_a_shared_connection_joins_the_transaction(database: Database) -> None:
     await make_table(database)
 
@@ -113,7 +146,8 @@ async def test_a_shared_connection_joins_the_transaction(database: Database) -> 
         async with connection.share():
             return int(await database.fetch_val("SELECT count(*) FROM things"))
 
-    async with database.transaction() as connection:
+    async with database.transaction() as transaction:
+        connection = transaction.connection
         await database.execute("INSERT INTO things (id) VALUES (1)")
         assert await asyncio.gather(*(child(connection) for _ in range(3))) == [1, 1, 1]
 
@@ -154,3 +188,31 @@ async def test_a_statement_that_takes_too_long_is_stopped(postgres_url: str) -> 
     with pytest.raises(StatementTimeout, match="LDB404"):
         await database.fetch_val("SELECT pg_sleep(60)", timeout=0.1)
     assert await database.fetch_val("SELECT 1") == 1
+
+
+async def test_the_row_of_a_clause_knows_its_columns(database: Database) -> None:
+    parents = sa.Table(
+        "parents", sa.MetaData(), sa.Column("id", sa.Integer), sa.Column("n", sa.Integer)
+    )
+    children = sa.Table("children", sa.MetaData(), sa.Column("id", sa.Integer))
+    for table in (parents, children):
+        await database.execute(sa.schema.CreateTable(table))
+    await database.execute(parents.insert().values(id=1, n=7))
+    await database.execute(children.insert().values(id=2))
+    columns = parents.c.id, children.c.id, parents.c.n.label("number")
+    query = sa.select(*columns).where(parents.c.id != children.c.id)
+
+    (row,) = await database.fetch_all(query)
+    (streamed,) = [row async for row in database.iterate(query)]
+
+    for one in (row, streamed):
+        assert [one[column] for column in columns] == [1, 2, 7]
+        assert (one["number"], one.number, one[2], tuple(one)) == (7, 7, 7, (1, 2, 7))
+    assert await database.fetch_val(query, column=children.c.id) == 2
+    assert pickle.loads(pickle.dumps(row)) == row
+    with pytest.raises(KeyError):
+        row[children.c.id.label("other")]
+    with pytest.raises(QueryError):
+        await database.fetch_val(sa.select(parents.c.id), column=parents.c.n)
+    with pytest.raises(KeyError):
+        (await database.fetch_all("SELECT 1 AS id"))[0][parents.c.id]

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import pickle
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from loopsafe_db.errors import (
     InvalidSettingError,
     InvalidURLError,
     LoopsafeError,
+    MissingDriverError,
     MissingURLError,
     UnknownDriverError,
 )
@@ -84,6 +86,13 @@ def test_a_wrong_url_is_refused_at_once(url: str, kind: type[Exception]) -> None
     assert "hunter2" not in f"{caught.value}{caught.value!r}"
 
 
+def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    monkeypatch.delitem(sys.modules, "loopsafe_db.drivers.aiosqlite", raising=False)
+    with pytest.raises(MissingDriverError, match=r"pip install 'loopsafe-db\[sqlite\]'"):
+        Database("sqlite:///file.db")
+
+
 def test_no_url_names_the_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("LOOPSAFE_DB_URL", "DATABASE_URL"):
@@ -93,8 +102,8 @@ def test_no_url_names_the_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_wrong_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOOPSAFE_DB_WRONG_POOL_SIZE", "none")
-    with pytest.raises(InvalidSettingError, match="LOOPSAFE_DB_WRONG_POOL_SIZE"):
+    monkeypatch.setenv("LOOPSAFE_DB_WRONG_MAX_CONNECTIONS", "none")
+    with pytest.raises(InvalidSettingError, match="LOOPSAFE_DB_WRONG_MAX_CONNECTIONS"):
         get_database("wrong")
 
 
@@ -115,6 +124,11 @@ def test_a_wrong_password_is_not_printed(postgres_url: str) -> None:
     error = asked(Database(postgres_url).url.set(password="hunter2"))
     assert isinstance(error, AuthenticationError)
     assert not re.search("hunter2", f"{error}{error!r}{error.__cause__!r}")
+
+
+def test_no_server_of_the_wanted_kind_is_a_connect_error(postgres_url: str) -> None:
+    url = Database(postgres_url).url.update_query_dict({"target_session_attrs": "standby"})
+    assert "LDB401" in str(asked(url))
 
 
 def test_a_refused_connection_says_where_to(postgres_url: str) -> None:

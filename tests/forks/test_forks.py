@@ -12,12 +12,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import StatementError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database
 from loopsafe_db.errors import ForeignLoopError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -119,6 +124,49 @@ def test_fork_outside_a_loop(database: Database, moment: str) -> None:
         assert runner.run(token(database, "y")) == "y"
 
 
+def test_fork_while_an_answer_is_under_way(postgres_url: str) -> None:
+    database = Database(postgres_url)
+
+    async def main() -> None:
+        slow = [
+            asyncio.create_task(database.fetch_val(f"SELECT {n} FROM pg_sleep(0.2)"))
+            for n in range(3)
+        ]
+        while database.stats().opened < 3:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0)
+        child = os.fork()
+        if child == 0:
+            leave(queries, database)
+        assert await asyncio.gather(*slow) == [0, 1, 2]
+        code = await asyncio.to_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert code == 0
+        assert await token(database, "after") == "after"
+
+    asyncio.run(main())
+    assert database.stats().opened == 3
+
+
+def test_an_engine_kept_over_a_fork_is_refused_in_the_child(postgres_url: str) -> None:
+    database = Database(postgres_url)
+
+    async def ask_engine(engine: AsyncEngine) -> int:
+        async with engine.connect() as connection:
+            return int((await connection.execute(text("SELECT 4"))).scalar_one())
+
+    def refused(_: Database) -> None:
+        with pytest.raises(ForeignLoopError, match=f"process {os.getppid()}"):
+            asyncio.run(ask_engine(kept))
+        assert asyncio.run(ask_engine(database.engine)) == 4
+
+    kept = database.engine
+    assert asyncio.run(ask_engine(kept)) == 4
+    child = os.fork()
+    if child == 0:
+        leave(refused, database)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(ask_engine(kept)) == 4
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_fork_while_other_threads_query(postgres_url: str) -> None:
     # Not SQLite: its C library's own mutexes may be held by another thread at the fork, for good.
@@ -177,6 +225,28 @@ def test_a_connection_used_in_a_child_names_both_processes(database: Database) -
     def refused(held: Any) -> None:
         with pytest.raises(ForeignLoopError, match=f"process {os.getppid()}"):
             asyncio.run(held.fetch_val("SELECT 1"))
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_session_used_in_a_child_names_both_processes(database: Database) -> None:
+    async def main() -> int:
+        async with AsyncSession(database.engine) as session:
+            assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
+            child = os.fork()
+            if child == 0:
+                leave(lambda _: refused(session), database)
+            code = await asyncio.to_thread(
+                lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            )
+            assert (await session.execute(text("SELECT 2"))).scalar_one() == 2
+            return code
+
+    def refused(session: AsyncSession) -> None:
+        with pytest.raises(
+            (ForeignLoopError, StatementError), match=f"LDB101.*process {os.getppid()}"
+        ):
+            asyncio.run(session.execute(text("SELECT 1")))
 
     assert asyncio.run(main()) == 0
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,7 +17,6 @@ import pytest
 from reflector_workers.demo import SAMPLE
 
 if TYPE_CHECKING:
-    import signal
     from pathlib import Path
 
 MARK = "REFLECTOR_TEST_MARK"  # an environment variable that a demo's processes inherit
@@ -64,6 +65,8 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # What a shell starts in the background ignores Ctrl-C, and its children inherit that.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self._lines: list[str] = []
 

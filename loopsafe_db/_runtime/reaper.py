@@ -1,0 +1,76 @@
+"""Reaper: a thread that gives back what a process without a running loop no longer needs.
+
+There is none while a loop can do it by a timer, none before a loop has ended, and none during a fork: it is parked
+first, so that a child finds no lock that nobody will open, and Python 3.12 has nothing to warn of.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARK_TIMEOUT = 2.0  # seconds that a fork waits for the work under way
+
+
+class Reaper:
+    """Calls its work again and again, until there is none. Should live as long as its process.
+
+    The thread is a daemon and ends by itself; `wake` starts another.
+    """
+
+    def __init__(self, work: Callable[[], float | None]) -> None:
+        """Say what to do.
+
+        Args:
+            work: Called in the thread; gives the seconds until it wants to be called again, or None.
+        """
+        self._work = work
+        self._thread: threading.Thread | None = None
+        self._parked = threading.Event()
+        self._starting = threading.Lock()
+
+    def wake(self) -> None:
+        """See to it that the thread runs. Cheap where it does; a finalizer may call it, so it waits for nobody."""
+        if self._runs() or not self._starting.acquire(blocking=False):
+            return
+        try:
+            if not self._runs():
+                self._parked.clear()
+                self._thread = threading.Thread(
+                    target=self._run, name="loopsafe_db reaper", daemon=True
+                )
+                self._thread.start()
+                _running.add(self)
+        finally:
+            self._starting.release()
+
+    def park(self) -> None:
+        """End the thread; the next `wake` starts another."""
+        self._parked.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(PARK_TIMEOUT)
+        _running.discard(self)
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause = self._work()
+        while pause is not None and not self._parked.wait(pause):
+            pause = self._work()
+
+
+_running: set[Reaper] = set()
+
+
+def _before_fork() -> None:
+    for reaper in list(_running):
+        reaper.park()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)

@@ -1,0 +1,373 @@
+"""Any other async dialect of SQLAlchemy: its adapted DBAPI connection, driven in SQLAlchemy's greenlet.
+
+Such a connection belongs to its loop, and is not in autocommit: what is done outside a transaction is committed
+here, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
+from sqlalchemy.util import greenlet_spawn
+
+from loopsafe_db.drivers.adapted import GuardedConnection
+from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
+from loopsafe_db.drivers.url import refuse_postgresql_options
+from loopsafe_db.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectTimeout,
+    InvalidURLError,
+    StatementTimeout,
+    TransactionError,
+)
+from loopsafe_db.records import Record, RecordKeys, TupleRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy import URL
+
+    from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.options import DatabaseOptions
+
+T = TypeVar("T")
+# Seconds to read the rest of a stream that nobody wants; then it costs the connection.
+DRAIN_TIMEOUT = 1.0
+_serials = itertools.count(1)  # for the names of savepoints
+# In MySQL, SET TRANSACTION would outlive a transaction without statements.
+_READ_ONLY = {
+    "mysql": "START TRANSACTION READ ONLY",
+    "mariadb": "START TRANSACTION READ ONLY",
+    "oracle": "SET TRANSACTION READ ONLY",
+    "postgresql": "SET TRANSACTION READ ONLY",
+}
+# MySQL's codes: no such user, password or database, or not from this host
+_REFUSED = {1044, 1045, 1049, 1130, 1698}
+
+
+class SyncDialectError(Exception):
+    """The dialect has no asyncio."""
+
+
+class GenericTransaction:
+    """What the DBAPI has open already, up to commit or rollback; or a savepoint inside it."""
+
+    def __init__(self, raw: GuardedConnection, options: TransactionOptions) -> None:
+        self._raw, self._options = raw, options
+        self._savepoint = ""
+
+    async def start(self) -> None:
+        self._raw.guarded_owner.check(self._raw)
+        if self._raw.in_transaction:
+            self._savepoint = f"loopsafe_{next(_serials)}"
+            await greenlet_spawn(self._say, SavepointClause)
+        else:
+            await greenlet_spawn(self._begin)
+
+    async def commit(self) -> None:
+        if self._savepoint:
+            await greenlet_spawn(self._say, ReleaseSavepointClause)
+        else:
+            await greenlet_spawn(self._end, self._raw.commit)
+
+    async def rollback(self) -> None:
+        if self._raw.interrupted:
+            self._raw.end()
+        elif self._savepoint:
+            await greenlet_spawn(self._say, RollbackToSavepointClause)
+            await greenlet_spawn(self._say, ReleaseSavepointClause)
+        else:
+            await greenlet_spawn(self._end, self._raw.rollback)
+
+    def _begin(self) -> None:
+        raw, dialect = self._raw, self._raw.dialect
+        read_only = _READ_ONLY.get(dialect.name)
+        if self._options.readonly and read_only is None:
+            raise TransactionError(f"{dialect.name} has no read-only transactions, or none known")
+        if self._options.isolation is not None:
+            self._isolate(self._options.isolation.replace("_", " ").upper())
+        dialect.do_begin(raw)  # type: ignore[arg-type]
+        if self._options.readonly:
+            raw.execute(read_only)
+        raw.in_transaction = True
+
+    def _isolate(self, level: Any) -> None:
+        raw, dialect = self._raw, self._raw.dialect
+        known = [*dialect.get_isolation_level_values(raw)]
+        if level not in known:
+            raise TransactionError(f"{dialect.name} has no isolation level {level!r}, only {known}")
+        raw.isolation_before = dialect.get_isolation_level(raw)
+        dialect.set_isolation_level(raw, level)
+        raw.rollback()  # looking at the old level has begun something
+
+    def _end(self, operation: Callable[[], None]) -> None:
+        self._raw.in_transaction = False
+        operation()
+        self._raw.leave()
+
+    def _say(self, clause: Any) -> None:
+        sql = str(clause(self._savepoint).compile(dialect=self._raw.dialect))
+        if sql.strip():  # Oracle has nothing to release
+            self._raw.execute(sql)
+
+
+class GenericCursor:
+    """Rows by a server-side cursor of SQLAlchemy's, where the dialect has one."""
+
+    def __init__(self, raw: GuardedConnection, cursor: Any) -> None:
+        self._raw, self._cursor = raw, cursor
+        self._keys = RecordKeys.of(cursor.description)
+
+    async def fetch(self, count: int) -> Sequence[Record]:
+        self._raw.guarded_owner.check(self._raw)
+        rows = await greenlet_spawn(self._cursor.fetchmany, count)
+        return [TupleRecord(self._keys, tuple(row)) for row in rows]
+
+    async def close(self) -> None:
+        self._raw.guarded_owner.check(self._raw)
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                await greenlet_spawn(self._cursor.close)
+        except TimeoutError:
+            self._raw.interrupted = True
+            self._raw.end()
+
+
+class GenericDriver:
+    """A driver for one async dialect of SQLAlchemy."""
+
+    def __init__(self, drivername: str) -> None:
+        """Load the dialect.
+
+        Args:
+            drivername: As in the URL, ``mysql+aiomysql``.
+
+        Raises:
+            NoSuchModuleError: SQLAlchemy has no such dialect.
+            SyncDialectError: It is not async.
+            ModuleNotFoundError: A package that it needs is not installed.
+        """
+        url = make_url(f"{drivername}://")
+        kind: Any = url.get_dialect().get_async_dialect_cls(url)
+        if not kind.is_async:
+            raise SyncDialectError(drivername)
+        self._dialect = kind(dbapi=kind.import_dbapi())
+        self.traits: DriverTraits = DriverTraits(
+            kind.driver,
+            drivername,
+            loop_bound=True,
+            attaches=False,
+            reset_on_return=True,  # `GuardedConnection` sends it only where something was sent
+            autocommit=False,
+            adapted=True,
+        )
+
+    def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        refuse_postgresql_options(options)
+        url = options.url.difference_update_query(["connect_timeout"])  # ours, for all drivers
+        self._connect_arguments(url)
+        return {"url": url, "password": url.password}
+
+    async def connect(self, options: ConnectOptions) -> GuardedConnection:
+        url: URL = options.arguments["url"]
+        args, keywords = self._connect_arguments(url.set(password=options.arguments["password"]))
+        try:
+            async with asyncio.timeout(options.timeout):
+                return GuardedConnection(
+                    await greenlet_spawn(self._dialect.connect, *args, **keywords)
+                )
+        except TypeError as error:
+            raise InvalidURLError(f"{self.traits.name} does not take this URL: {error}") from error
+        except TimeoutError as error:
+            raise ConnectTimeout(
+                options.target, f"no answer within {options.timeout:g} s"
+            ) from error
+        except (OSError, self._dialect.loaded_dbapi.Error) as error:
+            kind = AuthenticationError if _is_refusal(self.original(error)) else ConnectError
+            raise kind(options.target, str(error) or repr(error)) from error
+
+    async def fetch_all(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> list[Record]:
+        return await self._run(raw, partial(_fetch_all, raw, sql, args), timeout)
+
+    async def fetch_one(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Record | None:
+        return await self._run(raw, partial(_fetch_one, raw, sql, args), timeout)
+
+    async def execute(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Any:
+        return await self._run(raw, partial(_execute, raw, sql, args), timeout)
+
+    async def execute_many(
+        self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
+    ) -> int | None:
+        transaction = GenericTransaction(raw, TransactionOptions())
+        await transaction.start()
+        try:
+            count = await self._run(raw, partial(_execute_many, raw, sql, rows), timeout)
+        except BaseException:
+            if raw.guarded_owner.is_here:
+                await transaction.rollback()
+            raise
+        await transaction.commit()
+        return count
+
+    async def open_cursor(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any]
+    ) -> GenericCursor:
+        return await self._run(raw, partial(_open_cursor, raw, sql, args), None)
+
+    def transaction(
+        self, raw: GuardedConnection, options: TransactionOptions
+    ) -> GenericTransaction:
+        return GenericTransaction(raw, options)
+
+    def original(self, error: BaseException) -> BaseException:
+        found: BaseException = getattr(error, "orig", None) or error
+        if type(found).__module__.startswith("sqlalchemy."):  # for a driver without DBAPI
+            return found.__cause__ or found
+        return found
+
+    def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
+        return False
+
+    def move(self, raw: GuardedConnection) -> None:
+        raw.guarded_owner.move()
+
+    def detach(self, raw: GuardedConnection) -> None:
+        """Do nothing: it stays where it is."""
+
+    async def settle(self, raw: GuardedConnection) -> None:
+        if raw.interrupted:
+            raw.end()  # what it says next may be the answer to the question before
+        else:
+            await greenlet_spawn(raw.undo)
+
+    def is_closed(self, raw: GuardedConnection) -> bool:
+        return raw.is_closed
+
+    async def close(self, raw: GuardedConnection) -> None:
+        if not raw.is_at_home:
+            raw.end()
+            return
+        await greenlet_spawn(raw.close)
+        await asyncio.sleep(0)  # then the loop has let go of it, too
+
+    def terminate(self, raw: GuardedConnection) -> None:
+        if raw.guarded_owner.is_here:
+            raw.end()
+
+    def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
+        return raw.sockets
+
+    def _connect_arguments(self, url: URL) -> Any:
+        try:
+            return self._dialect.create_connect_args(url)
+        except (ArgumentError, ValueError, TypeError) as error:
+            raise InvalidURLError(f"{self.traits.name} does not take this URL: {error}") from None
+
+    async def _run(self, raw: GuardedConnection, work: Callable[[], T], timeout: float | None) -> T:
+        raw.guarded_owner.check(raw)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await greenlet_spawn(_do, raw, work)
+        except TimeoutError as error:
+            if timeout is None or not limit.expired():
+                raise
+            raise StatementTimeout(timeout) from error
+        except self._dialect.loaded_dbapi.Error as error:
+            if (original := self.original(error)) is error:
+                raise
+            raise original from None
+
+
+def _is_refusal(error: Any) -> bool:
+    """Tell by MySQL's code or anybody's SQLSTATE whether user, password or database were refused."""
+    code = error.args[0] if error.args else None
+    state = str(getattr(error, "sqlstate", None) or code)
+    return code in _REFUSED or state == "3D000" or (len(state) == 5 and state.startswith("28"))
+
+
+# These run in SQLAlchemy's greenlet.
+
+
+def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
+    """Do something, and commit it unless a transaction is open."""
+    try:
+        result = work()
+        if not raw.in_transaction:
+            raw.commit()
+    except Exception:
+        if not raw.in_transaction:
+            raw.undo()
+        raise
+    except BaseException:
+        raw.interrupted = True
+        raise
+    return result
+
+
+def _sent(raw: GuardedConnection, sql: str, args: Any, **options: Any) -> Any:
+    cursor = raw.cursor(**options)
+    if args:
+        cursor.execute(sql, args)
+    else:
+        cursor.execute(sql)  # then nobody interprets a %
+    return cursor
+
+
+def _fetch_all(raw: GuardedConnection, sql: str, args: Any) -> list[Record]:
+    cursor = _sent(raw, sql, args)
+    keys = RecordKeys.of(cursor.description)
+    rows = cursor.fetchall() if cursor.description else ()
+    cursor.close()
+    return [TupleRecord(keys, tuple(row)) for row in rows]
+
+
+def _fetch_one(raw: GuardedConnection, sql: str, args: Any) -> Record | None:
+    cursor = _sent(raw, sql, args)
+    keys = RecordKeys.of(cursor.description)
+    row = cursor.fetchone() if cursor.description else None
+    cursor.close()
+    return None if row is None else TupleRecord(keys, tuple(row))
+
+
+def _execute(raw: GuardedConnection, sql: str, args: Any) -> Any:
+    cursor = _sent(raw, sql, args)
+    row = cursor.fetchone() if cursor.description else None
+    count = cursor.rowcount
+    cursor.close()
+    if row is not None:
+        return row[0]
+    return count if count >= 0 else None
+
+
+def _execute_many(raw: GuardedConnection, sql: str, rows: Sequence[Any]) -> int | None:
+    if not rows[0]:  # nothing to fill in
+        counts = [_execute(raw, sql, ()) for _ in rows]
+        return sum(counts) if all(type(count) is int for count in counts) else None
+    cursor = raw.cursor()
+    cursor.executemany(sql, rows)
+    count: int = cursor.rowcount
+    cursor.close()
+    return count if count >= 0 else None
+
+
+def _open_cursor(raw: GuardedConnection, sql: str, args: Any) -> GenericCursor:
+    options = {"server_side": True} if raw.dialect.supports_server_side_cursors else {}
+    return GenericCursor(raw, _sent(raw, sql, args, **options))

@@ -1,0 +1,164 @@
+"""libpq's names in a URL's query, which mean the same with every driver for PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Any
+
+from loopsafe_db.drivers.url import known_query
+from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import URL
+
+    from loopsafe_db.options import DatabaseOptions
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_VALUES = {  # the libpq names that take one of a few words
+    "ssl": _SSL_MODES,
+    "sslmode": _SSL_MODES,
+    "target_session_attrs": (
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    ),
+    "gssencmode": ("disable", "prefer", "require"),
+}
+SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
+NAMES = (
+    "application_name",
+    "connect_timeout",
+    "ssl",
+    "sslmode",
+    *SSL_FILES,
+    "host",
+    "port",
+    "options",
+    "target_session_attrs",
+)
+_APPLICATION = "loopsafe_db {process} {pid}"
+_NAME_BYTES = 63  # PostgreSQL cuts the rest off
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+# What both drivers call the statements that they prepare; users may have prepared others, and lost them.
+_PREPARED = re.compile("__asyncpg_|_pg3_")
+_UNSUPPORTED = re.compile("unsupported startup parameter", re.IGNORECASE)
+
+
+def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[str, str]:
+    """Give the query in libpq's names, checked; with the name and the settings of the sessions.
+
+    Raises:
+        InvalidURLError: It has a name that is not known, or a value that cannot be.
+        InvalidSettingError: A setting of the sessions cannot be, or PgBouncer would refuse it.
+    """
+    query = known_query(options.url, known)
+    for name, allowed in _VALUES.items():
+        if query.get(name, allowed[0]) not in allowed:
+            raise InvalidURLError(
+                f"{name} must be one of {', '.join(allowed)}, not {query[name]!r}"
+            )
+    if (mode := query.pop("ssl", None)) is not None:
+        query.setdefault("sslmode", mode)
+    if query.get("sslrootcert") == "system" and query.setdefault("sslmode", "verify-full") != (
+        "verify-full"
+    ):
+        raise InvalidURLError("sslrootcert=system goes with sslmode=verify-full only")
+    settings = _session_options(options, query.pop("options", ""))
+    name = query.get("application_name") or options.application_name or _APPLICATION
+    return {**query, **settings, "application_name": _application_name(name)}
+
+
+def _application_name(name: str) -> str:
+    """Fill in ``{pid}`` and ``{process}``; of a process' name goes what PostgreSQL would not keep."""
+    name = name.replace("{pid}", str(os.getpid()))
+    if "{process}" not in name:
+        return name
+    process = multiprocessing.current_process().name.encode("ascii", "replace").decode()
+    room = _NAME_BYTES - len(name.replace("{process}", "").encode())
+    return name.replace("{process}", process[: max(room // name.count("{process}"), 0)])
+
+
+def _session_options(options: DatabaseOptions, given: str) -> dict[str, str]:
+    """Give libpq's ``options``, if there are any: `server_settings`, then the URL's, which so go first."""
+    for name in options.server_settings:
+        if not _SETTING.fullmatch(name):
+            raise InvalidSettingError(f"server_settings: {name!r} is not the name of a setting")
+    words = [f"-c {name}={_escaped(value)}" for name, value in options.server_settings.items()]
+    words += [given] if given else []
+    if words and options.pgbouncer:
+        raise InvalidSettingError(
+            "PgBouncer keeps no settings of a session: give server_settings and the URL's options to the "
+            "user or the database (ALTER ROLE ... SET ...), or use SET LOCAL in a transaction"
+        )
+    return {"options": " ".join(words)} if words else {}
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r"([\s\\])", r"\\\1", str(value))
+
+
+def places(url: URL, query: dict[str, str]) -> tuple[list[str], list[int]]:
+    """Give hosts and ports; the query's go first, and may be several with commas between."""
+    hosts = query["host"].split(",") if "host" in query else [url.host] if url.host else []
+    ports = query["port"].split(",") if "port" in query else [str(url.port)] if url.port else []
+    if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+        given = query.get("port", str(url.port))
+        raise InvalidURLError(f"port must be a number from 1 to 65535, not {given!r}")
+    if len(ports) not in (0, 1, len(hosts)):
+        raise InvalidURLError(f"{len(hosts)} hosts cannot have {len(ports)} ports")
+    return hosts, [int(port) for port in ports]
+
+
+def tls_files(given: Mapping[str, Any], mode: str | None) -> dict[str, str]:
+    """Give those of `SSL_FILES` that count, as libpq has it: one that is not there is one that was not named.
+
+    Raises:
+        OSError: A file is not there and has to be, or is a key that others may read.
+    """
+    files = {name: str(given[name]) for name in SSL_FILES if name in given}
+    root = files.get("sslrootcert")
+    if root is not None and root != "system" and not os.path.exists(root):
+        if (mode or "").startswith("verify"):
+            raise OSError(f"root certificate file {root!r} does not exist")
+        del files["sslrootcert"]
+    if "sslcert" in files and not os.path.exists(files["sslcert"]):
+        del files["sslcert"]
+        files.pop("sslkey", None)
+    if "sslcert" in files and "sslkey" in files:
+        _check_key(files["sslkey"])
+    return files
+
+
+def _check_key(path: str) -> None:
+    if not os.path.exists(path):
+        raise OSError(f"certificate present, but not private key file {path!r}")
+    found = os.stat(path)
+    group = stat.S_IRGRP if found.st_uid == 0 else 0
+    if os.name != "nt" and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~group:
+        raise OSError(f"private key file {path!r} has group or world access: chmod 600")
+
+
+def name_pgbouncer(error: BaseException) -> None:
+    """Raise the driver's `error` as what it means, if it is one of those that a PgBouncer makes.
+
+    Raises:
+        PgBouncerError: A prepared statement is on another server, or a start-up parameter is refused.
+    """
+    state, text = getattr(error, "sqlstate", None), str(error)
+    lost = state in ("26000", "42P05") and _PREPARED.search(text)
+    if lost or _UNSUPPORTED.search(text):
+        raise PgBouncerError(text.strip().splitlines()[0]) from error
+
+
+def name_engines_pgbouncer(context: Any) -> None:
+    """Do so for SQLAlchemy: its event ``handle_error``."""
+    error = context.original_exception
+    name_pgbouncer(error.__cause__ or error)

@@ -1,0 +1,565 @@
+"""psycopg 3: PostgreSQL through libpq. Between two operations no loop has its connections, so they move freely.
+
+A connection is always in autocommit: our transactions begin by BEGIN, and so do SQLAlchemy's (`EngineDialect`).
+Texts reach psycopg with ``$1`` and never with ``%s``, so nobody interprets a ``%``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import socket
+import sys
+import weakref
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors, waiting
+from psycopg.pq import PipelineStatus, TransactionStatus
+from sqlalchemy import event
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
+from sqlalchemy.util import await_only
+
+from loopsafe_db._runtime.forks import SocketId, is_readable
+from loopsafe_db._runtime.transport import addresses, can_move, nowhere
+from loopsafe_db.drivers import libpq
+from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectTimeout,
+    StatementTimeout,
+    TransactionError,
+    UnsupportedLoopError,
+)
+from loopsafe_db.records import Record, RecordKeys, TupleRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+
+    from loopsafe_db.options import DatabaseOptions
+
+CANCEL_TIMEOUT = 0.5  # seconds for the server to stop a statement; then the connection is ended
+# Seconds after which a wait looks at its socket unasked. psycopg does at 0.1: that costs, and a registration that is
+# new at a fork is one that uvloop's child stumbles over.
+_SELDOM = 3600.0
+_serials = itertools.count(1)  # for the names of savepoints and cursors
+_ISOLATION = {
+    "serializable": "SERIALIZABLE",
+    "repeatable_read": "REPEATABLE READ",
+    "read_committed": "READ COMMITTED",
+}
+# libpq keeps the SQLSTATE of a refused connection to itself; what is left is the text.
+_REFUSED = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|no password supplied|is not permitted to log in"
+    r"|(role|database) .* does not exist|no such (user|database)|requires a valid client certificate"
+)
+_LOST = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+
+
+class ProactorLoopError(UnsupportedLoopError):
+    """The loop that runs is Windows' default, which cannot watch a socket for libpq."""
+
+    hint = (
+        "run it in asyncio.Runner(loop_factory=asyncio.SelectorEventLoop), or use the driver "
+        "asyncpg: postgresql://"
+    )
+
+    def describe(self) -> str:
+        return f"a {self.library} runs in this thread, and psycopg cannot work in it"
+
+
+class TextDialect(PGDialect_psycopg):
+    """SQLAlchemy's dialect, for texts: numbered parameters, each sent once, and no doubled ``%``."""
+
+    supports_statement_cache = True
+    default_paramstyle = "numeric_dollar"
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: Any) -> Any:
+        """Give the dialect of engines."""
+        return EngineDialect
+
+
+class EngineDialect(PGDialectAsync_psycopg):
+    """SQLAlchemy's dialect, for engines: it begins its transactions itself, on connections in autocommit."""
+
+    supports_statement_cache = True
+
+    @classmethod
+    def engine_created(cls, engine: Any) -> None:
+        """Have errors named."""
+        event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Begin, unless isolation level AUTOCOMMIT was asked for."""
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        if raw.engine_begins:
+            await_only(raw.begin())
+
+    def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
+        """Tell whether isolation level AUTOCOMMIT was asked for."""
+        return not dbapi_connection.driver_connection.engine_begins
+
+    def _do_isolation_level(self, connection: Any, autocommit: Any, isolation_level: Any) -> None:
+        self._do_autocommit(connection, autocommit)
+        if not autocommit:
+            connection.set_isolation_level(isolation_level)
+
+    def _do_autocommit(self, connection: Any, value: Any) -> None:
+        connection.driver_connection.engine_begins = not value
+
+
+registry.register("postgresql.loopsafe_psycopg", __name__, "TextDialect")
+
+
+class GuardedConnection(psycopg.AsyncConnection[Any]):
+    """A connection that moves between loops, and refuses all but its present owner, whoever asks.
+
+    Attributes:
+        ended: Whether it was ended, or the server said that it ends it.
+        engine_begins: Whether SQLAlchemy's engine is to begin transactions: not in its AUTOCOMMIT.
+    """
+
+    guarded_on_dropped_plans: Callable[[], None]
+    guarded_owner: Owner
+    guarded_socket: SocketId
+    ended: bool
+    engine_begins: bool
+    lock: asyncio.Lock
+    server_cursor_factory: type[psycopg.AsyncServerCursor[Any]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guarded_owner = Owner()
+        self.guarded_socket = SocketId.of(self.pgconn.socket)
+        self.ended, self.engine_begins = False, True
+        self.server_cursor_factory = EngineCursor
+        self._waiting = False
+        self._home: Callable[[], asyncio.AbstractEventLoop | None] = nowhere
+        self.move()
+        self.add_notice_handler(partial(_note_end, weakref.ref(self)))
+
+    def __del__(self, *_: object) -> None:
+        """Do nothing: the pool that opened it ends it, and a forked child must not."""
+
+    def move(self) -> None:
+        """Let the running loop have it."""
+        self.guarded_owner.move()
+        self._home = weakref.ref(asyncio.get_running_loop())
+        self.lock = asyncio.Lock()  # the old one may belong to the loop of its last contention
+
+    def detach(self) -> None:
+        """Let any loop, and any thread, have it."""
+        self._home = nowhere
+
+    async def close(self) -> None:
+        """Close politely; refused to strangers, as all else."""
+        self.guarded_owner.check(self)
+        if self._waiting:
+            self.end()
+        else:
+            await super().close()
+
+    async def wait(self, gen: Any, interval: float = _SELDOM, timeout: float | None = None) -> Any:
+        """Run one operation: everything that psycopg sends on its connection comes by here."""
+        self.guarded_owner.check(self)
+        self._waiting = True
+        options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, **options)
+        except GeneratorExit:
+            self.ended = True  # nothing can be awaited
+            raise
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            # In a forked child it is the parent's statement, and goes on.
+            if self.guarded_owner.is_here and not self.ended:
+                await self._stop(gen)
+            raise
+        finally:
+            self._waiting = False
+            if self.ended and self.guarded_owner.is_here:
+                self.pgconn.finish()
+
+    async def _stop(self, gen: Any) -> None:
+        """Have the server stop a statement that nobody waits for any more, or end the connection."""
+        if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+            return
+        self.ended = True  # until it is known to be in order again
+        if not psycopg.capabilities.has_cancel_safe():
+            return  # libpq before 17 would hold up the whole interpreter until the server answers
+        with suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                await self.cancel_safe()
+                # A pipeline would go on waiting at its end: it is over.
+                if self.pgconn.pipeline_status == PipelineStatus.OFF:
+                    with suppress(errors.QueryCanceled):
+                        await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)
+                    self.ended = self.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+    def _should_cancel(self) -> bool:
+        # Any thread may cancel, but no forked child: it would stop its parent's statement.
+        if not self.guarded_owner.is_here:
+            self.guarded_owner.check(self)
+        return super()._should_cancel()
+
+    async def begin(self) -> None:
+        """Begin a transaction, as SQLAlchemy has said how."""
+        async with self.lock:
+            await self.wait(self._exec_command(self._get_tx_start_command()))
+
+    def end(self) -> None:
+        """Close at once, from any thread; the loop that uses it does the rest where it runs."""
+        self.ended = True
+        loop = self._home()
+        if loop is None or loop.is_closed():
+            self.pgconn.finish()
+        elif self._waiting or (loop.is_running() and loop is not asyncio._get_running_loop()):  # noqa: SLF001
+            # Its loop watches the descriptor, or may be about to; the server may learn at once.
+            self._shut()
+        else:
+            self.pgconn.finish()
+
+    def is_lost(self) -> bool:
+        """Tell whether the server has ended an idle connection; without a round trip.
+
+        Reads what has come in. Looks only where the running loop has it, and not at one in use: no other thread,
+        and no task of this one, can be in the middle of something.
+        """
+        if (
+            self._home() is not asyncio._get_running_loop()  # noqa: SLF001
+            or self.pgconn.transaction_status != TransactionStatus.IDLE
+        ):
+            return False
+        try:
+            while not self.ended and is_readable(self.pgconn.socket):
+                self.pgconn.consume_input()
+                self.pgconn.is_busy()  # reads the messages: `_note_end` hears of a farewell
+        except psycopg.Error:
+            return True
+        return self.ended
+
+    def _shut(self) -> None:
+        with suppress(OSError, psycopg.Error):  # closed or reset already
+            fd = self.pgconn.socket
+            if SocketId.of(fd) == self.guarded_socket:
+                with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as same:
+                    same.shutdown(socket.SHUT_RDWR)
+
+
+class RecordCursor(psycopg.AsyncRawCursor[Any]):
+    """A cursor whose rows are records."""
+
+    def __init__(self, raw: GuardedConnection) -> None:
+        super().__init__(raw, row_factory=record_row)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the statement gives rows, be they none."""
+        return self.rownumber is not None
+
+
+class ServerCursor(psycopg.AsyncRawServerCursor[Any]):
+    """A cursor that the server keeps, until its transaction ends."""
+
+    def __del__(self, *_: object) -> None:
+        """Do nothing: the transaction takes it along."""
+
+
+class EngineCursor(psycopg.AsyncServerCursor[Any]):
+    """The cursor of a clause that SQLAlchemy streams."""
+
+    def __del__(self, *_: object) -> None:
+        """Do nothing: the transaction takes it along."""
+
+
+class PsycopgTransaction:
+    """BEGIN and COMMIT, or a savepoint inside them."""
+
+    def __init__(self, raw: GuardedConnection, options: TransactionOptions) -> None:
+        self._raw, self._options = raw, options
+        self._savepoint = ""
+
+    async def start(self) -> None:
+        if self._raw.pgconn.transaction_status == TransactionStatus.IDLE:
+            await self._run(_begin(self._options))
+        else:
+            savepoint = f"loopsafe_{next(_serials)}"
+            await self._run(f"SAVEPOINT {savepoint}")
+            self._savepoint = savepoint
+
+    async def commit(self) -> None:
+        await self._run(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+
+    async def rollback(self) -> None:
+        name = self._savepoint
+        await self._run(f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
+
+    async def _run(self, sql: str) -> None:
+        await RecordCursor(self._raw).execute(sql, prepare=False)
+
+
+class PsycopgCursor:
+    """A cursor of the server; it goes with its transaction."""
+
+    def __init__(self, cursor: ServerCursor) -> None:
+        self._cursor = cursor
+
+    async def fetch(self, count: int) -> Sequence[Record]:
+        return await self._cursor.fetchmany(count)
+
+    async def close(self) -> None:
+        await self._cursor.close()
+
+
+class PsycopgDriver:
+    """The fast path: a cursor of psycopg's own for each call, and its cache of prepared statements."""
+
+    traits: DriverTraits = DriverTraits(
+        "psycopg",
+        "postgresql+loopsafe_psycopg",
+        loop_bound=False,
+        attaches=False,
+        reset_on_return=True,
+    )
+
+    def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        # asyncpg has no GSS encryption
+        url, query = options.url, libpq.postgresql_query(options, (*libpq.NAMES, "gssencmode"))
+        hosts, ports = libpq.places(url, query)
+        query.pop("connect_timeout", None)  # the driver's own, a fraction of a second included
+        if sys.platform == "darwin":  # GSS there is not safe after a fork
+            query.setdefault("gssencmode", "disable")
+        return {
+            **query,
+            "host": ",".join(hosts) or None,
+            "port": ",".join(map(str, ports)) or None,
+            "user": url.username,
+            "password": url.password,
+            "dbname": url.database,
+            **({"prepare_threshold": None} if options.pgbouncer == "transaction" else {}),
+        }
+
+    async def connect(self, options: ConnectOptions) -> GuardedConnection:
+        loop = asyncio.get_running_loop()
+        if not can_move(loop):
+            raise ProactorLoopError(type(loop).__name__)
+        try:
+            async with asyncio.timeout(options.timeout):
+                places = await _places(loop, options.arguments)
+                raw = await GuardedConnection.connect(
+                    autocommit=True, **{**options.arguments, **places}
+                )
+        except (TimeoutError, errors.ConnectionTimeout) as error:
+            raise ConnectTimeout(
+                options.target, f"no answer within {options.timeout:g} s"
+            ) from error
+        except (OSError, psycopg.Error) as error:
+            libpq.name_pgbouncer(error)
+            reason = str(error).strip() or repr(error)
+            kind = AuthenticationError if _REFUSED.search(reason) else ConnectError
+            raise kind(options.target, reason) from error
+        raw.guarded_on_dropped_plans = options.on_dropped_plans
+        return raw
+
+    async def fetch_all(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> list[Record]:
+        cursor = await _execute(raw, sql, args, timeout)
+        return await cursor.fetchall() if cursor.has_rows else []
+
+    async def fetch_one(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Record | None:
+        cursor = await _execute(raw, sql, args, timeout)
+        return await cursor.fetchone() if cursor.has_rows else None
+
+    async def execute(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Any:
+        cursor = await _execute(raw, sql, args, timeout)
+        while cursor.nextset():
+            pass  # of several statements the last one counts
+        if cursor.has_rows and (row := await cursor.fetchone()) is not None:
+            return row[0] if len(row) else None
+        return _affected(cursor)
+
+    async def execute_many(
+        self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
+    ) -> int | None:
+        # Without it psycopg would commit what it had sent before a value that it cannot send.
+        transaction = PsycopgTransaction(raw, TransactionOptions())
+        async with _bounded(timeout):
+            await transaction.start()
+            try:
+                cursor = RecordCursor(raw)
+                await cursor.executemany(sql, rows)
+            except BaseException as error:
+                if not raw.closed and raw.guarded_owner.is_here:
+                    await transaction.rollback()
+                libpq.name_pgbouncer(error)
+                raise
+            await transaction.commit()
+        return _affected(cursor)
+
+    async def open_cursor(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any]
+    ) -> PsycopgCursor:
+        cursor = ServerCursor(raw, f"loopsafe_{next(_serials)}", row_factory=record_row)
+        await cursor.execute(sql, args or None)
+        return PsycopgCursor(cursor)
+
+    def transaction(
+        self, raw: GuardedConnection, options: TransactionOptions
+    ) -> PsycopgTransaction:
+        return PsycopgTransaction(raw, options)
+
+    def original(self, error: BaseException) -> BaseException:
+        return getattr(error, "orig", None) or error
+
+    def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
+        if not isinstance(error, errors.FeatureNotSupported) or (
+            error.diag.source_function != "RevalidateCachedQuery"
+        ):
+            return False
+        raw._prepared.clear()  # noqa: SLF001 (the server's are dropped after the next statement)
+        return True
+
+    def move(self, raw: GuardedConnection) -> None:
+        raw.move()
+
+    def detach(self, raw: GuardedConnection) -> None:
+        raw.detach()
+
+    async def settle(self, raw: GuardedConnection) -> None:
+        # `GuardedConnection.wait` has stopped what was interrupted, or ended the connection.
+        raw.guarded_owner.check(raw)
+        status = raw.pgconn.transaction_status
+        if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            await raw.rollback()
+        elif status != TransactionStatus.IDLE:
+            raw.end()
+
+    def is_closed(self, raw: GuardedConnection) -> bool:
+        return raw.closed or raw.ended or raw.is_lost()
+
+    async def close(self, raw: GuardedConnection) -> None:
+        await raw.close()
+
+    def terminate(self, raw: GuardedConnection) -> None:
+        if raw.guarded_owner.is_here:
+            raw.end()
+
+    def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
+        return () if raw.closed else (raw.guarded_socket,)
+
+
+async def _places(loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Give the addresses of each host, so that psycopg asks no loop for them: `addresses` says why."""
+    if not arguments["host"]:
+        return {}
+    hosts = arguments["host"].split(",")
+    ports = (arguments["port"] or "").split(",")
+    places: list[tuple[str, str, str]] = []
+    failed: list[OSError] = []
+    for host, port in zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True):
+        try:
+            found = await _addresses_of(loop, host, port)
+        except OSError as error:
+            failed.append(error)
+        else:
+            places += [(host, address, port) for address in found]
+    if not places:
+        raise failed[0]
+    return dict(
+        zip(("host", "hostaddr", "port"), map(",".join, zip(*places, strict=True)), strict=True)
+    )
+
+
+async def _addresses_of(loop: asyncio.AbstractEventLoop, host: str, port: str) -> list[str]:
+    if host.startswith(("/", "@")):  # a Unix socket
+        return [""]
+    return [found[4][0] for found in await addresses(loop, host, int(port or 5432))]
+
+
+def record_row(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Record]:
+    """Make the maker of one result's rows: a row factory, as psycopg calls it."""
+    result: Any = cursor.pgresult
+    names = tuple(result.fname(column) for column in range(result.nfields))
+    return _record_maker(names, cursor._encoding)  # noqa: SLF001
+
+
+@lru_cache(512)
+def _record_maker(
+    names: tuple[bytes, ...], encoding: str
+) -> Callable[[Sequence[Any]], TupleRecord]:
+    keys = RecordKeys(tuple(name.decode(encoding) for name in names))
+    if psycopg.pq.__impl__ != "python":
+        return partial(TupleRecord, keys)
+    return lambda values: TupleRecord(keys, tuple(values))  # psycopg in Python gives a list
+
+
+async def _execute(
+    raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+) -> RecordCursor:
+    cursor = RecordCursor(raw)
+    async with _bounded(timeout):
+        try:
+            await cursor.execute(sql, args or None)
+        except _LOST as error:
+            libpq.name_pgbouncer(error)
+            raise
+        except errors.FeatureNotSupported as error:
+            if not DRIVER.drops_plans(raw, error):
+                raise
+            raw.guarded_on_dropped_plans()
+            if raw.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise
+            await cursor.execute(sql, args or None)
+    return cursor
+
+
+def _affected(cursor: RecordCursor) -> int | None:
+    return cursor.rowcount if cursor.rowcount >= 0 else None
+
+
+def _begin(options: TransactionOptions) -> str:
+    words = ["BEGIN"]
+    if options.isolation is not None:
+        if options.isolation not in _ISOLATION:
+            raise TransactionError(
+                f"PostgreSQL has no isolation level {options.isolation!r}, only "
+                + ", ".join(map(repr, _ISOLATION))
+            )
+        words.append(f"ISOLATION LEVEL {_ISOLATION[options.isolation]}")
+    if options.readonly:
+        words.append("READ ONLY")
+    if options.deferrable:
+        words.append("DEFERRABLE")
+    return " ".join(words)
+
+
+@asynccontextmanager
+async def _bounded(timeout: float | None) -> AsyncGenerator[None, None]:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if timeout is None or not limit.expired():
+            raise
+        raise StatementTimeout(timeout) from error
+
+
+def _note_end(ref: weakref.ref[GuardedConnection], message: psycopg.errors.Diagnostic) -> None:
+    """Hear of a farewell: what is fatal comes as a notice where nothing is under way."""
+    raw = ref()
+    if raw is not None and message.severity_nonlocalized in ("FATAL", "PANIC"):
+        raw.ended = True
+
+
+DRIVER = PsycopgDriver()

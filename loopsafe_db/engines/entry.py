@@ -1,0 +1,129 @@
+"""PoolEntry: a place for one connection, and where that is at home."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.pool.base import _ConnectionRecord
+from sqlalchemy.util import await_only
+
+from loopsafe_db._runtime.transport import nowhere
+from loopsafe_db.engines.holders import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopsafe_db.engines.pool import ConnectionPool
+
+
+class PoolEntry(_ConnectionRecord):
+    """A place for one connection: SQLAlchemy's record, which knows where the connection is at home.
+
+    Attributes:
+        raw: The driver's own connection.
+        home_ref: The loop that used it last.
+        fresh_until: When it has been idle or open for too long, on the monotonic clock.
+        task: The asyncio task that has it.
+        since: When that got it, on the same clock.
+        taken_at: File and line where it was taken, if it is held for longer than one call.
+    """
+
+    raw: Any = None
+    home_ref: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(nowhere)
+    fresh_until: float = math.inf
+    since: float = 0.0
+    task: asyncio.Task[Any] | None = None
+    taken_at: str = ""
+    dbapi_connection: Any
+    fairy_ref: Any
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__(pool.queue, connect=False)
+        self._lender = pool
+
+    @property
+    def home(self) -> asyncio.AbstractEventLoop | None:
+        """The open loop that has it."""
+        loop = self.home_ref()
+        return None if loop is None or loop.is_closed() else loop
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self.dbapi_connection is not None
+
+    def lend(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Bring its connection to the running loop `loop`; tell whether it can be used there at once."""
+        self.since = now = time.monotonic()
+        self.task = asyncio.current_task(loop)
+        lender = self._lender
+        if (
+            now > self.fresh_until
+            or self.dbapi_connection is None
+            or lender.queue._invalidate_time > self.starttime  # noqa: SLF001
+            or self._soft_invalidate_time > self.starttime
+        ):
+            return False
+        if self.home_ref() is not loop:
+            lender.driver.move(self.raw)
+            self._settle_in(loop)
+        elif self.home_ref not in lender.ticking:
+            lender.tick(loop)  # a loop that comes back may live for long
+        if lender.driver.is_closed(self.raw):
+            return False
+        lender.counts.reused += 1
+        return True
+
+    def get_connection(self) -> Any:
+        """Give SQLAlchemy's connection, opening one if need be; this awaits, in a greenlet."""
+        loop = asyncio.get_running_loop()
+        ready = self.lend(loop)
+        if ready and self._lender.options.pool.pre_ping:
+            ready = await_only(self._lender.answers(self))
+        if self.dbapi_connection is not None and not ready:
+            self.terminate()
+        connection: Any = super().get_connection()
+        if not ready:
+            adapted = self._lender.driver.traits.adapted
+            self.raw = self.dbapi_connection if adapted else self.driver_connection
+            self._settle_in(loop)
+        self._lender.lending.opened()
+        return connection
+
+    def rest(self) -> None:
+        """Note that nobody uses it from now on."""
+        self.task, self.taken_at = None, ""
+        self.fresh_until = time.monotonic() + self._lender.patience
+        if (recycle := self._lender.options.pool.recycle) is not None:
+            left = self.starttime + recycle - time.time()
+            self.fresh_until = min(self.fresh_until, time.monotonic() + left)
+
+    def leave(self) -> None:
+        """Let any loop have it."""
+        self._lender.driver.detach(self.raw)
+        self.home_ref = nowhere
+
+    def terminate(self) -> None:
+        """End its connection at once; any thread may ask, and twice is fine."""
+        if self.dbapi_connection is not None:
+            self.dbapi_connection = self.fairy_ref = None
+            self._lender.driver.terminate(self.raw)
+            self._lender.counts.terminated += 1
+
+    @property
+    def holder(self) -> str:
+        """Who has it, since when and where."""
+        return describe(self.task, self.since, self.taken_at)
+
+    def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.home_ref() is loop:
+            return
+        self.home_ref = weakref.ref(loop)
+        self._lender.watch(loop)
+        # SQLAlchemy's lock is bound to the loop of its last contention.
+        if hasattr(self.dbapi_connection, "_execute_mutex"):
+            cast("Any", self.dbapi_connection)._execute_mutex = asyncio.Lock()  # noqa: SLF001

@@ -1,0 +1,49 @@
+"""The interpreters and SQLAlchemys that are promised, each in an environment of its own: nox -l lists them.
+
+nox -s "tests-3.13(sqlalchemy='2.0')" -- tests/sessions
+"""
+
+from __future__ import annotations
+
+import re
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]  # one that is not installed is skipped
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+OLDEST = next(
+    re.sub(r"^sqlalchemy\[asyncio\]>=", "", requirement)
+    for requirement in PROJECT["dependencies"]
+    if requirement.startswith("sqlalchemy")
+)
+SQLALCHEMY = {"2.0": f"sqlalchemy[asyncio]=={OLDEST}", "2.1": "sqlalchemy[asyncio]>=2.1,<2.2"}
+
+nox.options.default_venv_backend = "venv"
+nox.options.envdir = ".venv-nox"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("sqlalchemy", list(SQLALCHEMY))
+def tests(session: nox.Session, sqlalchemy: str) -> None:
+    """Run the library's tests; arguments go to pytest."""
+    session.install("-e", ".[test]", SQLALCHEMY[sqlalchemy])
+    session.run("pytest", *(session.posargs or ["--ignore=tests/workers"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check formatting, style and the direction of imports."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "format", "--check")
+    session.run("ruff", "check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types inside, as users see them, and without gaps."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+    session.run("pytest", "tests/typing")

@@ -1,0 +1,328 @@
+"""What is measured, who takes part, and which figures come of it, with their goals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.benchmarks import timeline
+from tests.benchmarks.figures import Goal
+
+MIB = 1024 * 1024
+OURS = "loopsafe_db"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work of a case.
+
+    Attributes:
+        name: As the report shows it.
+        module: In ``contenders/``; with `case`, a key of its ``CASES``.
+        count: Iterations in each round.
+        quick: The same in a quick run.
+    """
+
+    name: str
+    module: str
+    case: str
+    count: int
+    quick: int = 2
+    loop: Literal["asyncio", "uvloop"] = "asyncio"
+
+    @property
+    def needs_environment_of_its_own(self) -> bool:
+        return self.module in ("encode_databases", "dymmond_databasez")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A contender's time divided by the time of others, added up."""
+
+    what: str
+    of: str
+    over: tuple[str, ...]
+    goal: Goal | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something counted by a contender."""
+
+    what: str
+    of: str
+    fact: str
+    goal: Goal | None = None
+    unit: Literal["MiB", ""] = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders that are measured side by side.
+
+    Attributes:
+        rounds: The most that is worth the time; None is no limit.
+        serial: Whether client and server only ever wait for each other: they share a CPU, and settle first.
+    """
+
+    name: str
+    title: str
+    contenders: tuple[Contender, ...]
+    ratios: tuple[Ratio, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    rounds: int | None = None
+    serial: bool = False
+    text: str = ""
+
+
+def _at_least(reach: float, aim: float | None = None) -> Goal:
+    return Goal(reach, aim, "at least")
+
+
+def _ours_over(over: tuple[str, ...], goal: Goal | None) -> Ratio:
+    return Ratio(f"{OURS} ÷ ({' + '.join(over)})" if len(over) > 1 else f"{OURS} ÷ {over[0]}",
+                 OURS, over, goal)  # fmt: skip
+
+
+def _slower(peer: str, goal: Goal | None) -> Ratio:
+    return Ratio(f"{peer} ÷ {OURS}", peer, (OURS,), goal)
+
+
+_EMPTY = Contender("empty asyncio.run", "bare_asyncpg", "empty run", 200)
+_HELD = Contender("asyncpg, held connection", "bare_asyncpg", "held", 200)
+_RUN_PEERS = (
+    Contender("asyncpg, connect per run", "bare_asyncpg", "connect per run", 10),
+    Contender("psycopg, connect per run", "bare_psycopg", "connect per run", 10),
+    Contender("SQLAlchemy, NullPool", "plain_sqlalchemy", "null pool", 10),
+    Contender("SQLAlchemy, engine per run", "plain_sqlalchemy", "engine per run", 10),
+    Contender("databases, connect per run", "encode_databases", "connect per run", 10),
+    Contender("databasez, connect per run", "dymmond_databasez", "connect per run", 10),
+)
+_AIM_30 = ("asyncpg, connect per run", "SQLAlchemy, NullPool", "databases, connect per run")
+_LOOP_PEERS = (
+    Contender("asyncpg.Pool", "bare_asyncpg", "pool", 150),
+    Contender("psycopg_pool", "bare_psycopg", "pool", 150),
+    Contender("SQLAlchemy, one engine", "plain_sqlalchemy", "shared engine", 100),
+    Contender("databases", "encode_databases", "loop", 100),
+    Contender("databasez", "dymmond_databasez", "loop", 100),
+)
+
+RUN = Case(
+    "run",
+    "A query in `asyncio.run`, again and again",
+    (_EMPTY, _HELD, Contender(OURS, "loopsafe", "run", 150), *_RUN_PEERS),
+    (
+        _ours_over((_EMPTY.name, _HELD.name), Goal(2.0, 1.5)),
+        *(
+            _slower(peer.name, _at_least(15, 30 if peer.name in _AIM_30 else None))
+            for peer in _RUN_PEERS
+        ),
+    ),
+    serial=True,
+    text="Each job opens a loop of its own. loopsafe_db keeps its connection warm from one to the next; "
+    "the others connect in every job, as they have to.",
+)
+
+RUN_UVLOOP = Case(
+    "run-uvloop",
+    "The same under uvloop",
+    (
+        Contender(_EMPTY.name, "bare_asyncpg", "empty run", 200, loop="uvloop"),
+        Contender(_HELD.name, "bare_asyncpg", "held", 200, loop="uvloop"),
+        Contender(OURS, "loopsafe", "run", 150, loop="uvloop"),
+        Contender("asyncpg, connect per run", "bare_asyncpg", "connect per run", 10, loop="uvloop"),
+    ),
+    (
+        _ours_over((_EMPTY.name, _HELD.name), Goal(2.0, 1.5)),
+        _slower("asyncpg, connect per run", _at_least(15, 30)),
+    ),
+    serial=True,
+    text="To make and close a loop of uvloop takes longer than one of asyncio's own; whoever opens one for each job "
+    "pays that first.",
+)
+
+RUN_PSYCOPG = Case(
+    "run-psycopg",
+    "The same with psycopg",
+    (
+        _EMPTY,
+        Contender("psycopg, held connection", "bare_psycopg", "held", 150),
+        Contender(OURS, "loopsafe", "run psycopg", 100),
+        Contender("psycopg, connect per run", "bare_psycopg", "connect per run", 10),
+    ),
+    (
+        _ours_over((_EMPTY.name, "psycopg, held connection"), None),
+        _slower("psycopg, connect per run", None),
+    ),
+    serial=True,
+)
+
+RUN_AIOSQLITE = Case(
+    "run-aiosqlite",
+    "The same with aiosqlite",
+    (
+        _EMPTY,
+        Contender("aiosqlite, held connection", "bare_aiosqlite", "held", 150),
+        Contender(OURS, "loopsafe", "run aiosqlite", 100),
+        Contender("aiosqlite, connect per run", "bare_aiosqlite", "connect per run", 50),
+    ),
+    (
+        _ours_over((_EMPTY.name, "aiosqlite, held connection"), None),
+        _slower("aiosqlite, connect per run", None),
+    ),
+    serial=True,
+)
+
+LOOP = Case(
+    "loop",
+    "`fetch_val` in one long loop",
+    (_HELD, Contender(OURS, "loopsafe", "loop", 200), *_LOOP_PEERS),
+    (
+        _ours_over((_HELD.name,), Goal(1.3, 1.15)),
+        *(_slower(peer.name, _at_least(1, 2)) for peer in _LOOP_PEERS),
+    ),
+    serial=True,
+    text="Every call of a pool checks a connection out and gives it back.",
+)
+
+LOOP_UVLOOP = Case(
+    "loop-uvloop",
+    "The same under uvloop",
+    (
+        Contender(_HELD.name, "bare_asyncpg", "held", 200, loop="uvloop"),
+        Contender(OURS, "loopsafe", "loop", 200, loop="uvloop"),
+        Contender("asyncpg.Pool", "bare_asyncpg", "pool", 150, loop="uvloop"),
+    ),
+    (
+        _ours_over((_HELD.name,), Goal(1.3, 1.15)),
+        _slower("asyncpg.Pool", _at_least(1, 2)),
+    ),
+    serial=True,
+)
+
+ROWS = Case(
+    "rows",
+    "`fetch_all`, 100 rows of 3 columns",
+    (
+        Contender("asyncpg, fetch", "bare_asyncpg", "rows", 100),
+        Contender(OURS, "loopsafe", "rows", 100),
+    ),
+    (_ours_over(("asyncpg, fetch",), Goal(1.15, 1.05)),),
+    serial=True,
+)
+
+PROCESS_SCOPE = Case(
+    "process-scope",
+    '`fetch_val` in one long loop, `scope="process"`',
+    (_HELD, Contender(OURS, "loopsafe", "process scope", 150)),
+    (_ours_over((_HELD.name,), Goal(3, 2)),),
+    serial=True,
+)
+
+MANY = Case(
+    "many",
+    "`execute_many`, 10,000 rows of 3 columns",
+    (
+        Contender("asyncpg, executemany", "bare_asyncpg", "many", 2, quick=1),
+        Contender(OURS, "loopsafe", "many", 2, quick=1),
+    ),
+    (_ours_over(("asyncpg, executemany",), Goal(1.15, 1.05)),),
+)
+
+ITERATE = Case(
+    "iterate",
+    "`iterate` over 1,000,000 rows",
+    (
+        Contender("asyncpg, cursor", "bare_asyncpg", "cursor", 1_000_000, quick=2000),
+        Contender(OURS, "loopsafe", "iterate", 1_000_000, quick=2000),
+    ),
+    (_ours_over(("asyncpg, cursor",), Goal(1.3)),),
+    (
+        Fact(f"{OURS}: peak RSS above what it was before", OURS, "peak_bytes", Goal(16), "MiB"),
+        Fact("asyncpg, cursor: the same", "asyncpg, cursor", "peak_bytes", None, "MiB"),
+    ),
+    rounds=5,
+    text="asyncpg's own cursor is read by `async for` with `prefetch=500`: it awaits for each row.",
+)
+
+SESSIONS = Case(
+    "sessions",
+    "`AsyncSession`, one query each, in one long loop",
+    (
+        Contender("SQLAlchemy's own engine", "plain_sqlalchemy", "sessions", 80),
+        Contender(OURS, "loopsafe", "sessions", 80),
+    ),
+    (_ours_over(("SQLAlchemy's own engine",), Goal(1.1, 1.02)),),
+    serial=True,
+)
+
+HANDLE = Case(
+    "handle",
+    "`get_database()`",
+    (
+        Contender("empty function", "loopsafe", "empty call", 100_000, quick=10),
+        Contender(OURS, "loopsafe", "handle", 100_000, quick=10),
+    ),
+    (_ours_over(("empty function",), Goal(4, 2)),),
+    serial=True,
+)
+
+GROWTH = Case(
+    "growth",
+    "What 10,000 `asyncio.run(fetch_val)` leave behind",
+    (Contender(OURS, "loopsafe", "growth", 10_000, quick=20),),
+    facts=(
+        Fact("resident memory", OURS, "rss_bytes", Goal(2), "MiB"),
+        Fact("file descriptors", OURS, "descriptors", Goal(0)),
+        Fact("threads", OURS, "threads", Goal(0)),
+        Fact("event loops alive", OURS, "loops", Goal(0)),
+    ),
+    rounds=1,
+    text="After 200 runs to warm up.",
+)
+
+FLEET = Case(
+    "fleet",
+    "A fleet: 15 processes of 4 threads with 20 jobs each, 20 connections in all",
+    (Contender(OURS, "fleet", "fleet", 20, quick=3),),
+    facts=(
+        Fact("most backends at once", OURS, "backends", Goal(20)),
+        Fact("errors", OURS, "errors", Goal(0)),
+        Fact("jobs that the least served thread did not get done", OURS, "undone", Goal(0)),
+        Fact("jobs it had done when the first thread was through", OURS, "done at first finish"),
+        Fact("longest job, seconds", OURS, "longest job"),
+    ),
+    rounds=1,
+    text="Each process is told of the budget by `LOOPSAFE_DB_FLEET_CONNECTIONS` and `LOOPSAFE_DB_FLEET_WORKERS`. A job "
+    "is an `asyncio.run` with a transaction of 2 ms and a query; a witness counts the backends.",
+)
+
+TIMELINE = Case(
+    "timeline",
+    "Where the rest goes",
+    (
+        Contender(timeline.BARE_RUN, "timeline", "empty run", 200),
+        Contender(timeline.BARE_QUERY, "timeline", "held", 200),
+        Contender(timeline.OUR_RUN, "timeline", "ours in runs", 150),
+        Contender(timeline.OUR_QUERY, "timeline", "ours in one loop", 200),
+    ),
+    serial=True,
+)
+
+ALL = (
+    RUN,
+    RUN_UVLOOP,
+    RUN_PSYCOPG,
+    RUN_AIOSQLITE,
+    LOOP,
+    LOOP_UVLOOP,
+    ROWS,
+    PROCESS_SCOPE,
+    MANY,
+    ITERATE,
+    SESSIONS,
+    HANDLE,
+    GROWTH,
+    FLEET,
+    TIMELINE,
+)

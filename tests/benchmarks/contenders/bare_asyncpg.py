@@ -1,0 +1,106 @@
+"""asyncpg without anything around it: what the others are measured against."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import asyncpg
+
+from tests.benchmarks.harness import (
+    LAST_ROW,
+    MANY,
+    NUMBERED,
+    ROWS,
+    SERIES,
+    Child,
+    Outcome,
+    in_one_loop,
+    run_each,
+)
+from tests.benchmarks.memory import forget_peak, peak_bytes
+
+
+def empty_run(child: Child) -> Any:
+    async def nothing(n: int) -> int:
+        return n
+
+    return run_each(child, nothing)
+
+
+def connect_per_run(child: Child) -> Any:
+    async def job(n: int) -> Any:
+        connection = await asyncpg.connect(child.url)
+        try:
+            return await connection.fetchval(NUMBERED, n)
+        finally:
+            await connection.close()
+
+    return run_each(child, job)
+
+
+def held(child: Child) -> Any:
+    connection = child.long_loop.run(asyncpg.connect(child.url))
+    return in_one_loop(child, lambda n: connection.fetchval(NUMBERED, n))
+
+
+def pool(child: Child) -> Any:
+    async def open_pool() -> Any:
+        return await asyncpg.create_pool(child.url, min_size=1, max_size=5)
+
+    opened = child.long_loop.run(open_pool())
+    return in_one_loop(child, lambda n: opened.fetchval(NUMBERED, n))
+
+
+def rows(child: Child) -> Any:
+    connection = child.long_loop.run(asyncpg.connect(child.url))
+
+    async def job(n: int) -> Any:
+        found = await connection.fetch(ROWS)
+        return n if len(found) == LAST_ROW[0] and tuple(found[-1]) == LAST_ROW else found
+
+    return in_one_loop(child, job)
+
+
+def many(child: Child) -> Any:
+    connection = child.long_loop.run(asyncpg.connect(child.url))
+    columns = "(a int, b text, c double precision)"
+    child.long_loop.run(connection.execute(f"CREATE UNLOGGED TABLE bench_bare {columns}"))
+
+    async def measure(count: int) -> Outcome:
+        seconds, ok = 0.0, True
+        for _ in range(count):
+            await connection.execute("TRUNCATE bench_bare")
+            start = perf_counter()
+            await connection.executemany("INSERT INTO bench_bare VALUES ($1, $2, $3)", MANY)
+            seconds += perf_counter() - start
+            ok &= await connection.fetchval("SELECT count(*) FROM bench_bare") == len(MANY)
+        return Outcome(seconds, ok)
+
+    return lambda count: child.long_loop.run(measure(count))
+
+
+def cursor(child: Child) -> Any:
+    connection = child.long_loop.run(asyncpg.connect(child.url))
+
+    async def measure(count: int) -> Outcome:
+        before, seen = forget_peak(), 0
+        start = perf_counter()
+        async with connection.transaction():
+            async for row in connection.cursor(SERIES.format("$1"), count, prefetch=500):
+                seen += row[1] - row[0]
+        seconds = perf_counter() - start
+        return Outcome(seconds, seen == count, {"peak_bytes": peak_bytes() - before})
+
+    return lambda count: child.long_loop.run(measure(count))
+
+
+CASES = {
+    "empty run": empty_run,
+    "connect per run": connect_per_run,
+    "held": held,
+    "pool": pool,
+    "rows": rows,
+    "many": many,
+    "cursor": cursor,
+}

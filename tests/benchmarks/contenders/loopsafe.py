@@ -1,0 +1,143 @@
+"""loopsafe_db, by its public API."""
+
+from __future__ import annotations
+
+import os
+from time import perf_counter
+from typing import Any
+
+from loopsafe_db import Database, get_database
+from tests.benchmarks.contenders.plain_sqlalchemy import ask_in
+from tests.benchmarks.harness import (
+    LAST_ROW,
+    MANY,
+    NAMED,
+    ROWS,
+    SERIES,
+    Child,
+    Outcome,
+    call_each,
+    in_one_loop,
+    run_each,
+)
+from tests.benchmarks.memory import Occupied, forget_peak, peak_bytes
+
+WARM_UP = 200
+
+
+def _run_each(child: Child, url: str) -> Any:
+    database = Database(url)
+    return run_each(child, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+
+def run_per_job(child: Child) -> Any:
+    return _run_each(child, child.url)
+
+
+def run_per_job_psycopg(child: Child) -> Any:
+    return _run_each(child, child.url_of("postgresql+psycopg"))
+
+
+def run_per_job_aiosqlite(child: Child) -> Any:
+    return _run_each(child, f"sqlite:///{child.sqlite_file}")
+
+
+def long_loop(child: Child) -> Any:
+    database = Database(child.url)
+    return in_one_loop(child, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+
+def long_loop_process_scope(child: Child) -> Any:
+    database = Database(child.url, scope="process")
+    return in_one_loop(child, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+
+def rows(child: Child) -> Any:
+    database = Database(child.url)
+
+    async def job(n: int) -> Any:
+        found = await database.fetch_all(ROWS)
+        last = tuple(found[-1].values())
+        return n if len(found) == LAST_ROW[0] and last == LAST_ROW else found
+
+    return in_one_loop(child, job)
+
+
+def many(child: Child) -> Any:
+    database = Database(child.url)
+    columns = "(a int, b text, c double precision)"
+    child.long_loop.run(database.execute(f"CREATE UNLOGGED TABLE bench_loopsafe {columns}"))
+    values = [dict(zip("abc", row, strict=True)) for row in MANY]
+
+    async def measure(count: int) -> Outcome:
+        seconds, ok = 0.0, True
+        for _ in range(count):
+            await database.execute("TRUNCATE bench_loopsafe")
+            start = perf_counter()
+            await database.execute_many("INSERT INTO bench_loopsafe VALUES (:a, :b, :c)", values)
+            seconds += perf_counter() - start
+            ok &= await database.fetch_val("SELECT count(*) FROM bench_loopsafe") == len(MANY)
+        return Outcome(seconds, ok)
+
+    return lambda count: child.long_loop.run(measure(count))
+
+
+def iterate(child: Child) -> Any:
+    database = Database(child.url)
+
+    async def measure(count: int) -> Outcome:
+        before, seen = forget_peak(), 0
+        start = perf_counter()
+        async for row in database.iterate(SERIES.format(":n"), {"n": count}):
+            seen += row[1] - row[0]
+        seconds = perf_counter() - start
+        return Outcome(seconds, seen == count, {"peak_bytes": peak_bytes() - before})
+
+    return lambda count: child.long_loop.run(measure(count))
+
+
+def sessions(child: Child) -> Any:
+    database = Database(child.url)
+    return in_one_loop(child, lambda n: ask_in(database.session(), n))
+
+
+def handle(child: Child) -> Any:
+    os.environ["LOOPSAFE_DB_URL"] = child.url
+    assert get_database() is get_database()
+    return call_each(get_database)
+
+
+def empty_call(child: Child) -> Any:
+    def nothing() -> None:
+        """Do what any call has to."""
+
+    return call_each(nothing)
+
+
+def growth(child: Child) -> Any:
+    """Many runs; what the process has more of afterwards."""
+    run = run_per_job(child)
+
+    def measure(count: int) -> Outcome:
+        run(WARM_UP)
+        before = Occupied.now()
+        outcome: Outcome = run(count)
+        return Outcome(outcome.seconds, outcome.ok, Occupied.now().growth_since(before))
+
+    return measure
+
+
+CASES = {
+    "run": run_per_job,
+    "run psycopg": run_per_job_psycopg,
+    "run aiosqlite": run_per_job_aiosqlite,
+    "loop": long_loop,
+    "process scope": long_loop_process_scope,
+    "rows": rows,
+    "many": many,
+    "iterate": iterate,
+    "sessions": sessions,
+    "handle": handle,
+    "empty call": empty_call,
+    "growth": growth,
+}

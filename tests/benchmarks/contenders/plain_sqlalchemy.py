@@ -1,0 +1,63 @@
+"""SQLAlchemy's asyncio engine with asyncpg, as its documentation shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.pool import NullPool
+
+from tests.benchmarks.harness import NAMED, Child, in_one_loop, run_each
+
+QUERY = text(NAMED)
+
+
+async def _one(engine: AsyncEngine, n: int) -> Any:
+    async with engine.connect() as connection:
+        return await connection.scalar(QUERY, {"n": n})
+
+
+def engine_per_run(child: Child) -> Any:
+    async def job(n: int) -> Any:
+        engine = create_async_engine(child.url_of("postgresql+asyncpg"))
+        try:
+            return await _one(engine, n)
+        finally:
+            await engine.dispose()
+
+    return run_each(child, job)
+
+
+def null_pool(child: Child) -> Any:
+    engine = create_async_engine(child.url_of("postgresql+asyncpg"), poolclass=NullPool)
+    return run_each(child, lambda n: _one(engine, n))
+
+
+def shared_engine(child: Child) -> Any:
+    engine = create_async_engine(child.url_of("postgresql+asyncpg"))
+    return in_one_loop(child, lambda n: _one(engine, n))
+
+
+def sessions(child: Child) -> Any:
+    maker = async_sessionmaker(create_async_engine(child.url_of("postgresql+asyncpg")))
+    return in_one_loop(child, lambda n: ask_in(maker(), n))
+
+
+async def ask_in(session: AsyncSession, n: int) -> Any:
+    """One query in a session of its own; loopsafe_db's is measured with the same."""
+    async with session:
+        return (await session.execute(select(text("CAST(:n AS int)")), {"n": n})).scalar()
+
+
+CASES = {
+    "engine per run": engine_per_run,
+    "null pool": null_pool,
+    "shared engine": shared_engine,
+    "sessions": sessions,
+}

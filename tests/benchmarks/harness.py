@@ -1,0 +1,119 @@
+"""What every contender's process has: a way to run coroutines, and loops that take the time.
+
+Nothing but the standard library at import: this also runs in an environment without loopsafe_db.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+NAMED = "SELECT CAST(:n AS int)"  # the query of nearly every case, in each parameter style
+NUMBERED = "SELECT CAST($1 AS int)"
+FORMAT = "SELECT CAST(%s AS int)"
+
+ROWS = "SELECT i AS a, i * 2 AS b, 'row ' || i AS c FROM generate_series(1, 100) AS i"
+LAST_ROW = (100, 200, "row 100")
+
+MANY = [(n, f"name {n}", n / 7) for n in range(10_000)]
+
+SERIES = "SELECT i, i + 1 AS j FROM generate_series(1, CAST({} AS int)) AS i"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one measurement gave.
+
+    Attributes:
+        seconds: For all iterations together.
+        ok: Whether every answer was right.
+        facts: Other figures: bytes, backends, errors.
+        note: What a reader should know of it.
+    """
+
+    seconds: float
+    ok: bool
+    facts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+Measure = "Callable[[int], Outcome]"
+
+
+class Child:
+    """This process: where the database is, and how coroutines are run.
+
+    Args:
+        url: ``postgresql://…``
+        loop_factory: None for asyncio's own loop.
+    """
+
+    def __init__(
+        self, url: str, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    ) -> None:
+        self.url = url
+        self.sqlite_file = os.environ.get("BENCH_SQLITE", "")
+        self.quick = bool(os.environ.get("BENCH_QUICK"))
+        self._loop_factory = loop_factory
+        self.run: Callable[[Coroutine[Any, Any, Any]], Any] = (
+            asyncio.run if loop_factory is None else self._run
+        )
+
+    def url_of(self, dialect: str) -> str:
+        """The URL with SQLAlchemy's ``dialect+driver`` in front."""
+        return f"{dialect}:{self.url.partition(':')[2]}"
+
+    @cached_property
+    def long_loop(self) -> asyncio.Runner:
+        """One loop for the life of the process."""
+        return asyncio.Runner(loop_factory=self._loop_factory)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+            return runner.run(coroutine)
+
+
+def run_each(child: Child, job: Callable[[int], Coroutine[Any, Any, Any]]) -> Any:
+    """Measure ``asyncio.run(job(n))``, again and again; `job` answers with its `n`."""
+
+    def measure(count: int) -> Outcome:
+        run, ok = child.run, True
+        start = perf_counter()
+        for n in range(count):
+            ok &= run(job(n)) == n
+        return Outcome(perf_counter() - start, ok)
+
+    return measure
+
+
+def in_one_loop(child: Child, job: Callable[[int], Awaitable[Any]]) -> Any:
+    """Measure ``await job(n)`` in one long loop."""
+
+    async def loop(count: int) -> Outcome:
+        ok = True
+        start = perf_counter()
+        for n in range(count):
+            ok &= await job(n) == n
+        return Outcome(perf_counter() - start, ok)
+
+    return lambda count: child.long_loop.run(loop(count))
+
+
+def call_each(function: Callable[[], object]) -> Any:
+    """Measure a plain call."""
+
+    def measure(count: int) -> Outcome:
+        start = perf_counter()
+        for _ in itertools.repeat(None, count):
+            function()
+        return Outcome(perf_counter() - start, ok=True)
+
+    return measure

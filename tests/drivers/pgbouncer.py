@@ -1,0 +1,94 @@
+"""A real PgBouncer before this run's PostgreSQL, with fewer servers than the tests have tasks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL, make_url
+
+from loopsafe_db.errors import ServerUnavailableError
+from loopsafe_db.testing._binaries import unprivileged_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVERS = 2
+_PLACES = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+_SETTINGS = """
+[databases]
+* = host={host} port={port} user={user} password='{password}'
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {own_port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+default_pool_size = {servers}
+max_client_conn = 500
+query_wait_timeout = 20
+server_tls_sslmode = disable
+"""
+
+
+@contextmanager
+def pgbouncer(server: str, mode: str) -> Iterator[URL]:
+    """Run it in pool mode `mode`; the URL of the same database through it."""
+    program = shutil.which("pgbouncer", path=_PLACES)
+    if program is None:
+        raise ServerUnavailableError("there is no program pgbouncer")
+    url, port = make_url(server), _free_port()
+    with tempfile.TemporaryDirectory() as name:
+        folder, identity = Path(name), unprivileged_identity()  # it does not run as root
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(
+            _SETTINGS.format(
+                **{part: getattr(url, part) for part in ("host", "port", "password")},
+                user=url.username,
+                own_port=port,
+                mode=mode,
+                servers=SERVERS,
+            )
+        )
+        if identity:
+            for path in (folder, settings):
+                os.chown(path, identity["user"], identity["group"])
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [program, settings],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **identity,
+            )
+        try:
+            _wait_for(port, process, folder / "log")
+            yield url.set(port=port)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise ServerUnavailableError(f"pgbouncer did not start:\n{log.read_text(errors='replace')}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

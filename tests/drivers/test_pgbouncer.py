@@ -1,0 +1,210 @@
+"""Behind a PgBouncer with two servers everything works; where nobody has said that it is there, the error does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from loopsafe_db import Database, PoolLimits
+from loopsafe_db.errors import InvalidSettingError, PgBouncerError
+from tests.conftest import SCOPE, skip_without_postgres
+from tests.drivers.pgbouncer import pgbouncer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.conftest import PostgresServer
+
+TASKS = 50
+PID = "SELECT pg_backend_pid()"
+things = sa.Table(
+    "things",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("what", sa.JSON),
+)
+
+
+@pytest.fixture(scope="module", params=["transaction", "session"])
+def bouncer(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[sa.URL]:
+    """The URL of a PgBouncer; its query has the pool mode."""
+    with skip_without_postgres(), pgbouncer(postgres_server.url, request.param) as url:
+        yield url.set(query={"mode": request.param})
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def url(request: pytest.FixtureRequest, bouncer: sa.URL, postgres_url: str) -> sa.URL:
+    """The URL of tables of its own, through the PgBouncer."""
+    asyncio.run(make_tables(Database(postgres_url)))
+    database = sa.make_url(postgres_url).database
+    return bouncer.set(drivername=f"postgresql+{request.param}", query={}, database=database)
+
+
+@pytest.fixture
+def mode(bouncer: sa.URL) -> str:
+    return str(bouncer.query["mode"])
+
+
+@pytest.fixture
+def handle(url: sa.URL, mode: str) -> Database:
+    """A handle that knows of the PgBouncer."""
+    return Database(url, pgbouncer=mode, scope=SCOPE)
+
+
+@pytest.fixture
+def unaware(url: sa.URL, mode: str) -> Database:
+    """One that does not, in transaction mode."""
+    if mode == "session":
+        pytest.skip("a session keeps its server")
+    return Database(url, scope=SCOPE, pool=PoolLimits(1))
+
+
+async def make_tables(database: Database) -> None:
+    await database.execute("CREATE TABLE things (id int PRIMARY KEY, what json)")
+    await database.execute("CREATE TYPE mood AS ENUM ('glad', 'sad')")
+
+
+async def do_everything(database: Database, number: int) -> None:
+    """What a program asks of a handle; each `number` has rows of its own."""
+    first = number * 100
+    assert await database.fetch_val("SELECT CAST(:mood AS mood)", {"mood": "sad"}) == "sad"
+    await database.execute_many(
+        "INSERT INTO things (id) VALUES (:id)", [{"id": first + id_} for id_ in range(20)]
+    )
+    async with database.transaction() as transaction:
+        connection = transaction.connection
+        pid = await connection.fetch_val(PID)
+        await connection.execute("INSERT INTO things (id) VALUES (:id)", {"id": first + 20})
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
+            async with database.transaction():
+                await database.execute("DELETE FROM things WHERE id = :id", {"id": first})
+                raise ZeroDivisionError
+        assert await connection.fetch_val(PID) == pid
+    await database.execute(things.insert().values(id=first + 21, what={"n": number}))
+    mine = sa.select(things.c.id, things.c.what).where(things.c.id.between(first, first + 99))
+    assert len(await database.fetch_all(mine)) == 22
+    seen = [row.id async for row in database.iterate(mine)]
+    query, values = (
+        "SELECT id FROM things WHERE id BETWEEN :a AND :b",
+        {"a": first, "b": first + 99},
+    )
+    assert sorted(seen) == sorted([row.id async for row in database.iterate(query, values)])
+    async with AsyncSession(database.engine) as session, session.begin():
+        await session.execute(things.insert().values(id=first + 22, what=[number]))
+        what = await session.scalar(sa.select(things.c.what).where(things.c.id == first + 22))
+        assert what == [number]
+    for turn in range(8):  # psycopg prepares what it has seen five times
+        assert await database.fetch_val("SELECT CAST(:n AS int)", {"n": turn}) == turn
+        assert await database.fetch_all("SELECT :n + 1 WHERE :n > 0", {"n": number}) == [
+            (number + 1,)
+        ]
+
+
+async def many(database: Database, begin: int, count: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(begin, begin + count):
+            group.create_task(do_everything(database, number))
+
+
+async def test_fifty_tasks_share_two_servers(handle: Database) -> None:
+    await many(handle, 1, TASKS)
+    assert await handle.fetch_val(sa.select(sa.func.count()).select_from(things)) == TASKS * 23
+
+
+def test_so_do_loops_and_threads(handle: Database) -> None:
+    failures: list[BaseException] = []
+
+    def run_loops(thread: int) -> None:
+        try:
+            for turn in range(2):
+                asyncio.run(many(handle, thread * 100 + turn * 10, 5))
+        except BaseException as error:  # noqa: BLE001 (the test is to hear of it)
+            failures.append(error)
+
+    threads = [threading.Thread(target=run_loops, args=(number,)) for number in range(1, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+async def test_settings_of_a_session_are_refused(url: sa.URL, mode: str) -> None:
+    with pytest.raises(InvalidSettingError, match="SET LOCAL"):
+        Database(url, server_settings={"search_path": "mine"}, pgbouncer=mode)
+    with pytest.raises(InvalidSettingError, match="SET LOCAL"):
+        Database(url.update_query_dict({"options": "-c search_path=mine"}), pgbouncer=mode)
+
+
+async def test_nothing_stays_prepared_on_any_server(handle: Database, mode: str) -> None:
+    if mode == "session":
+        pytest.skip("in a session it may")
+    await many(handle, 1, 5)
+    async with asyncio.TaskGroup() as group:
+        both = asyncio.Barrier(2)
+
+        async def look() -> None:
+            async with handle.transaction() as transaction:
+                connection = transaction.connection
+                await both.wait()  # two transactions at once: two servers
+                query = "SELECT count(*) FROM pg_prepared_statements WHERE name <> ''"
+                assert await connection.fetch_val(query) == 0
+
+        for _ in range(2):
+            group.create_task(look())
+
+
+# -- where nobody has said so
+
+
+@asynccontextmanager
+async def another_server(database: Database, pid: int) -> AsyncIterator[None]:
+    """Keep the server of that pid busy, so that the next transaction gets another one."""
+    holder = Database(database.url, pgbouncer="transaction")
+    async with holder.transaction():
+        while await holder.fetch_val(PID) != pid:
+            pytest.fail("PgBouncer gave the server that was idle for longer")
+        yield
+
+
+@pytest.mark.parametrize("way", ["text", "clause", "session"])
+async def test_a_lost_statement_says_who_has_lost_it(unaware: Database, way: str) -> None:
+    query: Any = PID if way == "text" else sa.select(sa.func.pg_backend_pid())
+
+    async def ask() -> int:
+        if way != "session":
+            return int(await unaware.fetch_val(query))
+        # a rollback would have psycopg forget what it has prepared
+        async with AsyncSession(unaware.engine) as session, session.begin():
+            return int(await session.scalar(query))
+
+    pids = {await ask() for _ in range(8)}  # psycopg prepares what it has seen five times
+    assert len(pids) == 1
+    async with another_server(unaware, pids.pop()):
+        with pytest.raises(PgBouncerError, match='pgbouncer="transaction"') as caught:
+            await ask()
+    cause: Any = caught.value.__cause__
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    assert isinstance(cause, asyncpg.PostgresError | psycopg.Error)
+    assert cause.sqlstate == "26000"
+
+
+async def test_a_refused_startup_parameter_says_so_too(unaware: Database) -> None:
+    database = Database(unaware.url, server_settings={"work_mem": "8MB"})
+    with pytest.raises(PgBouncerError, match="startup parameter"):
+        await database.fetch_val("SELECT 1")
+
+
+async def test_a_statement_of_the_users_own_is_nobodys_business(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+        await database.execute("EXECUTE mine")

@@ -1,0 +1,186 @@
+"""SQLite as its users expect it: many processes write one file, a memory is shared, foreign keys hold."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db import Database
+from loopsafe_db.errors import InvalidURLError
+from tests.conftest import SCOPE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROCESSES, TASKS = 4, 20
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/test.db"
+
+
+def count_up(url: str, way: str) -> None:
+    """Read and then write, in many tasks at once."""
+    database = Database(url, scope=SCOPE)
+
+    async def by_text() -> None:
+        async with database.transaction():
+            n = await database.fetch_val("SELECT n FROM counter")
+            await asyncio.sleep(0)
+            await database.execute("UPDATE counter SET n = :n", {"n": n + 1})
+
+    async def by_session() -> None:
+        async with database.session.begin() as session:
+            n = await session.scalar(sa.text("SELECT n FROM counter"))
+            await asyncio.sleep(0)
+            await session.execute(sa.text("UPDATE counter SET n = :n"), {"n": n + 1})
+
+    async def at_once() -> None:
+        await asyncio.gather(*((by_text if way == "text" else by_session)() for _ in range(TASKS)))
+
+    asyncio.run(at_once())
+
+
+@pytest.mark.parametrize("way", ["text", "session"])
+def test_processes_that_read_then_write_one_file_wait_for_each_other(url: str, way: str) -> None:
+    asyncio.run(Database(url).execute("CREATE TABLE counter AS SELECT 0 AS n"))
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=count_up, args=(url, way)) for _ in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+
+    assert [worker.exitcode for worker in workers] == [0] * PROCESSES
+    assert asyncio.run(Database(url).fetch_val("SELECT n FROM counter")) == PROCESSES * TASKS
+
+
+def test_processes_that_open_a_new_file_at_once_all_get_it(url: str) -> None:
+    fork = multiprocessing.get_context("fork")
+    opening = fork.Barrier(8)
+
+    def open_it() -> None:
+        opening.wait()
+        assert asyncio.run(Database(url).fetch_val("PRAGMA journal_mode")) == "wal"
+
+    workers = [fork.Process(target=open_it) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+
+    assert [worker.exitcode for worker in workers] == [0] * 8
+
+
+async def test_readers_do_not_wait_for_a_writer(url: str) -> None:
+    database = Database(f"{url}?timeout=0.2", scope=SCOPE)
+    await database.execute("CREATE TABLE things (id INTEGER)")
+    reading = database.engine.execution_options(isolation_level="DEFERRED")
+
+    async def read() -> list[int]:
+        async with database.transaction(readonly=True):
+            first = await database.fetch_val("SELECT count(*) FROM things")
+        async with database.session(bind=reading) as session:
+            second = await session.scalar(sa.text("SELECT count(*) FROM things"))
+        return [first, second or 0, len([row async for row in database.iterate("SELECT 1")])]
+
+    async with database.transaction():
+        await database.execute("INSERT INTO things VALUES (1)")
+        assert await asyncio.create_task(read()) == [0, 0, 1]
+
+
+async def test_a_writer_that_waits_too_long_is_told_so(url: str) -> None:
+    database = Database(f"{url}?timeout=0.3", scope=SCOPE)
+
+    async def write() -> None:
+        async with database.transaction():
+            pass
+
+    async with database.transaction():
+        with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+            await asyncio.create_task(write())
+
+
+async def test_a_writer_that_waits_can_be_cancelled(url: str) -> None:
+    database = Database(url, scope=SCOPE)
+
+    async def write() -> None:
+        async with database.transaction():
+            pass
+
+    async with database.transaction():
+        waiting = asyncio.create_task(write())
+        await asyncio.sleep(0.3)
+        start = time.monotonic()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert time.monotonic() - start < 2  # of the 30 s that it was ready to wait
+        assert database.stats().in_use == 1
+    assert await database.fetch_val("SELECT 1") == 1
+
+
+async def test_foreign_keys_hold_unless_the_url_says_otherwise(url: str) -> None:
+    create = (
+        "CREATE TABLE parents (id INTEGER PRIMARY KEY)",
+        "CREATE TABLE children (parent INTEGER REFERENCES parents)",
+    )
+    database = Database(url, scope=SCOPE)
+    for statement in create:
+        await database.execute(statement)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        await database.execute("INSERT INTO children VALUES (1)")
+    loose = Database(f"{url}?foreign_keys=off", scope=SCOPE)
+    assert await loose.execute("INSERT INTO children VALUES (1)") == 1
+
+
+async def test_the_url_sets_how_the_file_is_kept(url: str, tmp_path: Path) -> None:
+    database = Database(f"{url}?journal_mode=delete&synchronous=off", scope=SCOPE)
+    assert await database.fetch_val("PRAGMA journal_mode") == "delete"
+    assert await database.fetch_val("PRAGMA synchronous") == 0
+    await database.execute("CREATE TABLE things (id INTEGER)")
+
+    reading = Database(f"{url}?mode=ro", scope=SCOPE)
+    async with reading.transaction():
+        assert await reading.fetch_all("SELECT * FROM things") == []
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await reading.execute("INSERT INTO things VALUES (1)")
+
+
+@pytest.mark.parametrize("query", ["journal_mode=loud", "timeout=long", "pool=5"])
+def test_what_the_url_cannot_say_is_refused(url: str, query: str) -> None:
+    with pytest.raises(InvalidURLError):
+        Database(f"{url}?{query}")
+
+
+@pytest.mark.parametrize("scope", ["auto", "loop"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_memory_is_one_for_all_loops_and_threads_of_a_process(url: str, scope: str) -> None:
+    database = Database(url, scope=scope)
+    asyncio.run(database.execute("CREATE TABLE things (id INTEGER)"))
+
+    def insert(n: int) -> None:
+        asyncio.run(database.execute("INSERT INTO things VALUES (:n)", {"n": n}))
+
+    async def insert_at_once() -> None:
+        await asyncio.gather(
+            *(database.execute("INSERT INTO things VALUES (:n)", {"n": n}) for n in range(4, 8))
+        )
+
+    threads = [threading.Thread(target=insert, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(insert_at_once())
+
+    assert asyncio.run(database.fetch_val("SELECT count(*) FROM things")) == 8

@@ -1,0 +1,138 @@
+"""Transactions as a block, as a decorator, and begun and ended by hand, on every driver."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loopsafe_db import Database
+from loopsafe_db.errors import TransactionError
+from tests.conftest import SCOPE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Numbers = Callable[[], Awaitable[set[int]]]
+
+
+@pytest.fixture
+async def numbers(database: Database) -> Numbers:
+    """Give what another handle sees of the table: only what is committed."""
+    await database.execute("CREATE TABLE things (n INTEGER UNIQUE)")
+    other = Database(database.url, scope=SCOPE)
+
+    async def look() -> set[int]:
+        return {row.n for row in await other.fetch_all("SELECT n FROM things")}
+
+    return look
+
+
+async def insert(database: Database, n: int) -> None:
+    await database.execute("INSERT INTO things (n) VALUES (:n)", {"n": n})
+
+
+async def test_one_begun_by_hand_is_ended_by_hand(database: Database, numbers: Numbers) -> None:
+    first = await database.transaction()
+    await insert(database, 1)
+    await first.commit()
+    second = await database.transaction().start()
+    await insert(database, 2)
+    assert await numbers() == {1}
+    await second.rollback()
+    await insert(database, 3)
+
+    assert await numbers() == {1, 3}
+    assert database.stats().in_use == 0
+
+
+async def test_by_hand_they_nest(database: Database, numbers: Numbers) -> None:
+    outer = await database.transaction()
+    await insert(database, 1)
+    inner = await database.transaction()
+    await insert(database, 2)
+    await inner.rollback()
+    on_its_connection = await outer.connection.transaction()
+    await insert(database, 3)
+    await on_its_connection.commit()
+    await outer.commit()
+
+    assert await numbers() == {1, 3}
+    with pytest.raises(TransactionError):
+        await outer.commit()
+    with pytest.raises(TransactionError):
+        outer.connection  # noqa: B018
+    assert database.stats().in_use == 0
+
+
+async def test_a_block_may_end_its_own(database: Database, numbers: Numbers) -> None:
+    async with database.transaction() as transaction:
+        await insert(database, 1)
+        await transaction.rollback()
+    async with database.transaction() as transaction:
+        await insert(database, 2)
+        await transaction.commit()
+
+    assert await numbers() == {2}
+
+
+async def test_each_call_of_a_decorated_function_is_a_transaction(
+    database: Database, numbers: Numbers
+) -> None:
+    @database.transaction()
+    async def add(n: int, *, fail: bool) -> int:
+        """Add a number."""
+        await insert(database, n)
+        await asyncio.sleep(0)
+        if fail:
+            raise ZeroDivisionError
+        return n
+
+    done = await asyncio.gather(
+        *(add(n, fail=n % 2 == 1) for n in range(6)), return_exceptions=True
+    )
+
+    assert (add.__name__, add.__doc__) == ("add", "Add a number.")
+    assert [0 if isinstance(one, ZeroDivisionError) else one for one in done] == [0, 0, 2, 0, 4, 0]
+    assert await numbers() == {0, 2, 4}
+    async with database.transaction(force_rollback=True):
+        await add(6, fail=False)
+        with pytest.raises(ZeroDivisionError):
+            await add(7, fail=True)
+        assert await database.fetch_val("SELECT count(*) FROM things") == 4
+    assert await numbers() == {0, 2, 4}
+
+
+async def test_a_block_that_is_always_undone_is_undone(
+    database: Database, numbers: Numbers
+) -> None:
+    async with database.transaction(force_rollback=True):
+        await insert(database, 1)
+        async with database.transaction():
+            await insert(database, 2)
+    async with database.connection() as connection:
+        async with connection.transaction(force_rollback=True):
+            await insert(database, 3)
+        assert await connection.fetch_all("SELECT n FROM things") == []
+
+    assert await numbers() == set()
+
+
+async def test_an_inner_one_may_ask_for_what_the_outer_one_has(database: Database) -> None:
+    async with database.transaction(isolation="serializable"):
+        async with database.transaction(isolation="serializable"), database.transaction():
+            assert await database.fetch_val("SELECT 1") == 1
+        with pytest.raises(TransactionError):
+            await database.transaction(readonly=True)
+        assert await database.fetch_val("SELECT 1") == 1
+
+
+async def test_many_rows_may_come_from_a_generator(database: Database, numbers: Numbers) -> None:
+    query = "INSERT INTO things (n) VALUES (:n)"
+    await database.execute_many(query, ({"n": n} for n in range(3)))
+    async with database.transaction():
+        await database.execute_many(query, ({"n": n} for n in range(3, 5)))
+
+    assert await numbers() == {0, 1, 2, 3, 4}
+    assert await database.execute_many(query, iter(())) == 0
