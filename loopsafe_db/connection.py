@@ -227,8 +227,13 @@ class Connection:
             await self._pool.settle(self._entry)
         if self._sqlalchemy is None or not self._entry.is_open:
             self._pool.give_back(self._entry)
-        else:
-            await asyncio.shield(greenlet_spawn(self._sqlalchemy.close))
+            return
+        try:
+            await greenlet_spawn(self._sqlalchemy.close)
+        except BaseException:  # the end of a loop cancels each of its tasks
+            self._entry.terminate()
+            self._pool.give_back(self._entry)
+            raise
 
     # -- below
 

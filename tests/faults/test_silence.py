@@ -71,6 +71,14 @@ OPEN_TRANSACTION = (
     "asyncio.run(main())"
 )
 
+INTERRUPTED_RELEASE = (
+    "import sqlalchemy\n"
+    "async def use():\n    async with db.connection() as c:\n"
+    "        await c.fetch_val(sqlalchemy.select(1))\n        loop.stop()\n"
+    "with asyncio.Runner() as runner:\n"
+    "    loop = runner.get_loop()\n    task = loop.create_task(use())\n    loop.run_forever()"
+)
+
 
 def needs_asyncpg_under_uvloop(database: Database) -> None:
     """libuv queues changes of the epoll in memory that it shares with a child that exits inside a coroutine.
@@ -105,6 +113,12 @@ def test_a_connection_that_was_never_given_back_is_a_resource_warning(database: 
     assert code == 0
     assert lines[-1].startswith("ResourceWarning: a connection was not given back")
     assert lines[-1].endswith("<string>:7")  # where it was taken
+
+
+def test_a_connection_is_given_back_though_the_end_of_the_loop_interrupts_it(
+    database: Database,
+) -> None:
+    assert run(database, INTERRUPTED_RELEASE) == (0, [])
 
 
 def run(database: Database, script: str) -> tuple[int, list[str]]:

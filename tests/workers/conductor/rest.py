@@ -87,18 +87,20 @@ class Server:
     def fail(self, task: JsonObject, reason: str, status: str = "FAILED") -> None:
         assert self.report(task, status, reasonForIncompletion=reason).status == 200
 
-    def until(self, workflow_id: str, is_so: Callable[[JsonObject], bool]) -> JsonObject:
+    def until(
+        self, workflow_id: str, is_so: Callable[[JsonObject], bool], *, within: float = PATIENCE
+    ) -> JsonObject:
         """The workflow as soon as something is so; the real server joins a little later."""
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + within
         while time.monotonic() < give_up:
             workflow = self.workflow(workflow_id)
             if is_so(workflow):
                 return workflow
-        raise AssertionError(f"it never became so: {workflow_id}")
+        raise AssertionError(f"it never became so within {within} s: {workflow}")
 
-    def ended(self, workflow_id: str) -> JsonObject:
+    def ended(self, workflow_id: str, *, within: float = PATIENCE) -> JsonObject:
         """The workflow when it has ended."""
-        return self.until(workflow_id, lambda workflow: workflow["status"] in ENDED)
+        return self.until(workflow_id, lambda workflow: workflow["status"] in ENDED, within=within)
 
 
 def task_result(task: JsonObject, status: str, **result: object) -> JsonObject:
