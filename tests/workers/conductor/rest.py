@@ -92,11 +92,9 @@ class Server:
     ) -> JsonObject:
         """The workflow as soon as something is so; the real server joins a little later."""
         give_up = time.monotonic() + within
-        while time.monotonic() < give_up:
-            workflow = self.workflow(workflow_id)
-            if is_so(workflow):
-                return workflow
-        raise AssertionError(f"it never became so within {within} s: {workflow}")
+        while not is_so(workflow := self.workflow(workflow_id)):
+            assert time.monotonic() < give_up, f"it never became so within {within} s: {workflow}"
+        return workflow
 
     def ended(self, workflow_id: str, *, within: float = PATIENCE) -> JsonObject:
         """The workflow when it has ended."""
