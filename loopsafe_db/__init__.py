@@ -26,11 +26,13 @@ from loopsafe_db.options import PoolLimits, Timeouts, Token
 from loopsafe_db.records import Record
 from loopsafe_db.snapshot import ProcessSnapshot, snapshot
 from loopsafe_db.transaction import Transaction
+from loopsafe_db.url import DatabaseURL
 
 __all__ = [
     "ConfigurationError",
     "Connection",
     "Database",
+    "DatabaseURL",
     "DriverError",
     "LoopKey",
     "LoopLocal",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
+from loopsafe_db.ancestry import Block
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.engines.holders import caller
+from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.errors import (
     ForeignLoopError,
     ForeignTaskError,
@@ -22,7 +24,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionError,
 )
-from loopsafe_db.queries import CompiledText, Query, compile_text
+from loopsafe_db.queries import CompiledText, Query, batches, compile_text, with_values
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.streams import BATCH, ClauseCursor, RowStream
 from loopsafe_db.transaction import Transaction
@@ -32,45 +34,109 @@ if TYPE_CHECKING:
         AsyncGenerator,
         AsyncIterator,
         Awaitable,
+        Callable,
         Iterable,
         Mapping,
         Sequence,
     )
+    from typing import Self
 
     from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
 
 T = TypeVar("T")
+STRANGER_DELAY = (
+    0.01  # seconds between two looks at a transaction of a task of perhaps another loop
+)
+
+
+class Turn(Protocol):
+    """What an operation holds while it runs."""
+
+    def locked(self) -> bool:
+        """Tell whether somebody has it."""
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *_: Any) -> Any: ...
+
+
+class OpenTransaction:
+    """A driver's transaction or savepoint that has begun, and who began it."""
+
+    def __init__(self, transaction: DriverTransaction) -> None:
+        self.transaction = transaction
+        self.block: Block = Block()
+        self.begun_at = ""  # where that is wanted
+        self._task, self._since = asyncio.current_task(), time.monotonic()
+
+    @property
+    def holder(self) -> str:
+        """Who has begun it, since when and where."""
+        return describe(self._task, self._since, self.begun_at)
+
+    def surrounds(self) -> bool:
+        """Tell whether the running task is inside of it, so that what it begins is nested."""
+        return asyncio.current_task() is self._task or self.block.surrounds
 
 
 class Connection:
-    """A connection for the length of one ``async with``; made by `Database.connection`.
+    """A connection for the length of an ``async with``; what `Database.connection` gives.
 
-    Only the asyncio task that took it may use it, or one that it was handed to by `share`.
+    It belongs to the asyncio task that enters it first. Tasks that are started inside may use it, too, if it is
+    handed to them: then operations take turns. Entered again meanwhile, it is the same; entered later, another.
     """
 
-    def __init__(self, pool: ConnectionPool, entry: PoolEntry) -> None:
-        self._pool, self._entry = pool, entry
-        self._key = current_key()
-        self._owner, self._taken_at = current_task(), entry.taken_at
-        self._driver, self._raw = pool.driver, entry.raw
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool, self._driver = pool, pool.driver
+        self._key, self._taken_at = current_key(), ""
+        self._depth = 0  # how often it has been entered
+        self._entry: PoolEntry | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._raw: Any = None
+        self._owner: asyncio.Task[Any] | None = None
+        self._block = Block()
+        self._turn: Turn = asyncio.Lock()
         # Whether a statement was interrupted, so that its state is not known.
         self._doubtful = False
         self._sharers: set[asyncio.Task[Any]] = set()
-        self._turn: asyncio.Lock | None = None  # made when shared: then operations take turns
-        self._transactions: list[DriverTransaction] = []
+        self._transactions: list[OpenTransaction] = []
         self._outermost = TransactionOptions()
-        self._released = False
         self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
+        self.alone = False  # whether what its task asks of the handle goes elsewhere
 
     def __repr__(self) -> str:
-        state = "released" if self._released else "in use"
+        state = "not checked out" if self._entry is None else "in use"
         return f"<Connection {self._driver.traits.name} of {self._key}, {state}>"
+
+    async def __aenter__(self) -> Self:
+        if self._depth:
+            self._check()
+            self._depth += 1
+            return self
+        self._depth = 1
+        try:
+            await self._check_out(caller())
+        except BaseException:
+            self._depth = 0
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            await self._release()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody is inside of its block."""
+        return self._depth > 0
 
     @property
     def pool(self) -> ConnectionPool:
-        """The pool that lent it."""
+        """The pool that lends it."""
         return self._pool
 
     @property
@@ -85,10 +151,11 @@ class Connection:
         """Give every row, in the server's order. See `Database.fetch_all`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(
-                self._driver.fetch_all(self._raw, compiled.sql, args, self._limit(timeout))
+            limit = self._limit(timeout)
+            return await self.run(
+                lambda raw: self._driver.fetch_all(raw, compiled.sql, args, limit)
             )
-        return (await self._run(self._clause(query, values, timeout)))[0]
+        return (await self._run_clause(query, values, timeout))[0]
 
     async def fetch_one(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -96,10 +163,11 @@ class Connection:
         """Give the first row, or None. See `Database.fetch_one`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(
-                self._driver.fetch_one(self._raw, compiled.sql, args, self._limit(timeout))
+            limit = self._limit(timeout)
+            return await self.run(
+                lambda raw: self._driver.fetch_one(raw, compiled.sql, args, limit)
             )
-        rows, _ = await self._run(self._clause(query, values, timeout))
+        rows, _ = await self._run_clause(query, values, timeout)
         return rows[0] if rows else None
 
     async def fetch_val(
@@ -120,10 +188,9 @@ class Connection:
         """Run a statement; give a value it returns, or the rows affected. See `Database.execute`."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(
-                self._driver.execute(self._raw, compiled.sql, args, self._limit(timeout))
-            )
-        rows, outcome = await self._run(self._clause(query, values, timeout))
+            limit = self._limit(timeout)
+            return await self.run(lambda raw: self._driver.execute(raw, compiled.sql, args, limit))
+        rows, outcome = await self._run_clause(query, values, timeout)
         return rows[0][0] if rows else outcome
 
     async def execute_many(
@@ -136,12 +203,12 @@ class Connection:
             return 0
         if not isinstance(query, str):
             async with self.transaction():
-                return (await self._run(self._clause(query, values, timeout)))[1]  # type: ignore[no-any-return]
+                return (await self._run_clause(query, values, timeout))[1]  # type: ignore[no-any-return]
         compiled = compile_text(query, self._driver.traits.dialect)
         rows = compiled.many(values)
-        return await self._run(
-            self._driver.execute_many(self._raw, compiled.sql, rows, self._limit(timeout))
-        )
+        self._pool.note(compiled.sql)
+        limit = self._limit(timeout)
+        return await self.run(lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit))
 
     async def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
@@ -162,18 +229,17 @@ class Connection:
     ) -> Transaction:
         """Make a transaction on this connection; inside another one, a savepoint. See `Database.transaction`."""
         options = TransactionOptions(isolation, readonly, deferrable)
-        return Transaction(lambda: nullcontext(self), options, force_rollback=force_rollback)
+        return Transaction(lambda: self, options, force_rollback=force_rollback)
 
     @asynccontextmanager
     async def share(self) -> AsyncIterator[Connection]:
-        """Use this connection, and its transaction, in another asyncio task of the same loop.
+        """Have what this asyncio task asks of the handle join the connection, and its transaction, of another task.
 
         Enter it *in* the other task, inside the owner's block. Operations of both tasks take turns.
         """
         task = current_task()
         if current_key() != self._key:
             raise ForeignLoopError(repr(self), self._key, current_key(), self._taken_at)
-        self._turn = self._turn or asyncio.Lock()
         self._sharers.add(task)
         self._bind(task)
         try:
@@ -184,8 +250,93 @@ class Connection:
 
     # -- what `Transaction` calls
 
-    async def begin(self, options: TransactionOptions) -> None:
-        """Begin a transaction, or a savepoint in the one that is open; binds it to the task."""
+    async def begin(self, options: TransactionOptions) -> OpenTransaction:
+        """Begin a transaction, or a savepoint in the one that is open; wait while that is a stranger's.
+
+        Raises:
+            TransactionError: `options` belong to an outermost transaction, or the stranger's took too long.
+        """
+        self._check()
+        opened = await self._begin_within(options, self._pool.options.timeouts.acquire)
+        if opened is None:
+            raise TransactionError(
+                f"a transaction of another task has been open on {self!r} for too long"
+            )
+        return opened
+
+    async def commit(self, opened: OpenTransaction) -> None:
+        """Commit the innermost transaction.
+
+        Raises:
+            TransactionError: `opened` is not the innermost, and stays open; or it has been undone.
+        """
+        async with self._turn:
+            if opened not in self._transactions:
+                raise TransactionError("the transaction was undone with the one around it")
+            if opened is not self._transactions[-1]:
+                raise TransactionError("the transaction has another one open inside it")
+            self._transactions.pop()
+            await self._await(opened.transaction.commit())
+
+    async def rollback(self, opened: OpenTransaction) -> None:
+        """Roll a transaction back, with those inside it; in a forked child, do nothing."""
+        if self._key.pid != os.getpid():
+            return
+        async with self._turn:
+            if opened in self._transactions:
+                del self._transactions[self._transactions.index(opened) :]
+                await opened.transaction.rollback()
+
+    def doubt(self) -> None:
+        """Say that the state of the connection is not known; it is checked or ended at its release."""
+        self._doubtful = True
+
+    # -- below
+
+    async def _check_out(self, place: str) -> None:
+        self._begin_anew()
+        self._owner, self._key, self._taken_at = current_task(), current_key(), place
+        entry = await self._pool.acquire()
+        entry.taken_at = place
+        self._entry, self._raw = entry, entry.raw
+        self._bind(self._owner)
+        self._block.enter()
+
+    async def _release(self) -> None:
+        """Give the connection back to its pool."""
+        self._block.leave()
+        entry, self._entry = self._entry, None
+        if entry is None or self._key.pid != os.getpid():
+            return
+        if self._owner is not None:
+            self._unbind(self._owner)
+        if self._doubtful or self._transactions or self._turn.locked():
+            await self._pool.settle(entry)
+        if self._sqlalchemy is None or not entry.is_open:
+            self._pool.give_back(entry)
+            return
+        try:
+            await greenlet_spawn(self._sqlalchemy.close)
+        except BaseException:  # the end of a loop cancels each of its tasks
+            entry.terminate()
+            self._pool.give_back(entry)
+            raise
+
+    async def _begin_within(
+        self, options: TransactionOptions, patience: float
+    ) -> OpenTransaction | None:
+        """Begin as soon as no stranger's transaction is open; None after `patience` seconds."""
+        give_up = time.monotonic() + patience
+        while True:
+            async with self._turn:
+                if not self._transactions or self._transactions[-1].surrounds():
+                    return await self._begin(options)
+            if time.monotonic() > give_up:
+                return None
+            await asyncio.sleep(STRANGER_DELAY)
+
+    async def _begin(self, options: TransactionOptions) -> OpenTransaction:
+        """Begin, in this task's turn."""
         if not self._transactions:
             self._outermost = options
         elif options not in (TransactionOptions(), self._outermost):
@@ -194,54 +345,10 @@ class Connection:
             )
         else:
             options = TransactionOptions()
-        transaction = self._driver.transaction(self._raw, options)
-        await self._run(transaction.start())
-        if not self._transactions:
-            self._bind(self._owner)
-        self._transactions.append(transaction)
-
-    async def commit(self) -> None:
-        """Commit the innermost transaction."""
-        await self._run(self._pop().commit())
-
-    async def rollback(self) -> None:
-        """Roll the innermost transaction back; in a forked child, do nothing."""
-        transaction = self._pop()
-        if self._key.pid == os.getpid():
-            await transaction.rollback()
-
-    def doubt(self) -> None:
-        """Say that the state of the connection is not known; it is checked or ended at its release."""
-        self._doubtful = True
-
-    async def release(self) -> None:
-        """Give the connection back to its pool; twice is fine."""
-        if self._released or self._key.pid != os.getpid():
-            return
-        self._released = True
-        if self._transactions:
-            self._doubtful = True
-            self._transactions.clear()
-            self._unbind(self._owner)
-        if self._doubtful:
-            await self._pool.settle(self._entry)
-        if self._sqlalchemy is None or not self._entry.is_open:
-            self._pool.give_back(self._entry)
-            return
-        try:
-            await greenlet_spawn(self._sqlalchemy.close)
-        except BaseException:  # the end of a loop cancels each of its tasks
-            self._entry.terminate()
-            self._pool.give_back(self._entry)
-            raise
-
-    # -- below
-
-    def _pop(self) -> DriverTransaction:
-        transaction = self._transactions.pop()
-        if not self._transactions:
-            self._unbind(self._owner)
-        return transaction
+        opened = OpenTransaction(self._driver.transaction(self._raw, options))
+        await self._await(opened.transaction.start())
+        self._transactions.append(opened)
+        return opened
 
     def _bind(self, task: asyncio.Task[Any]) -> None:
         self._pool.bound.setdefault(task, []).append(self)
@@ -254,27 +361,27 @@ class Connection:
             self._pool.bound.pop(task, None)
 
     def _check(self) -> None:
-        """Refuse any user but the owner, before anything reaches the driver."""
+        """Refuse any user but the owner, and those it has led to, before anything reaches the driver."""
         task = current_task()
-        if task is self._owner and self._key.pid == os.getpid():
-            if self._released:
-                raise ReleasedError(repr(self), self._taken_at)
+        if task is self._owner and self._entry is not None and self._key.pid == os.getpid():
             return
         caller = current_key()
-        if caller != self._key:
+        if caller != self._key and self._taken_at:
             raise ForeignLoopError(repr(self), self._key, caller, self._taken_at)
-        if self._released:
+        if self._entry is None:
             raise ReleasedError(repr(self), self._taken_at)
-        if task not in self._sharers:
-            raise ForeignTaskError(
-                repr(self), self._owner.get_name(), task.get_name(), self._taken_at
-            )
+        if task is not self._owner and task not in self._sharers:
+            if self._block.surrounds:
+                return
+            owner = "" if self._owner is None else self._owner.get_name()
+            raise ForeignTaskError(repr(self), owner, task.get_name(), self._taken_at)
 
     def _compile(
         self, query: str, values: Mapping[str, Any] | None
     ) -> tuple[CompiledText, Sequence[Any]]:
         self._check()
         compiled = compile_text(query, self._driver.traits.dialect)
+        self._pool.note(compiled.sql)
         return compiled, compiled.arguments(values)
 
     # -- what `RowStream` calls
@@ -283,12 +390,14 @@ class Connection:
         """Begin to read rows, inside a transaction."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._run(self._driver.open_cursor(self._raw, compiled.sql, args))
+            return await self.run(lambda raw: self._driver.open_cursor(raw, compiled.sql, args))
         self._check_clause(query)
         options = {"stream_results": True, "max_row_buffer": BATCH}
         try:
-            result = await greenlet_spawn(
-                lambda: self._core().execute(query, values or {}, execution_options=options)
+            result = await self.run(
+                lambda _: greenlet_spawn(
+                    lambda: self._core().execute(query, values or {}, execution_options=options)
+                )
             )
         except sa.exc.DBAPIError as error:
             raise self._driver.original(error) from None
@@ -296,7 +405,8 @@ class Connection:
 
     def drops_plans(self, error: BaseException) -> bool:
         """Tell whether what failed may be tried again, outside a transaction: a table was altered."""
-        return self._entry.is_open and self._pool.drops_plans(self._entry, error)
+        entry = self._entry
+        return entry is not None and entry.is_open and self._pool.drops_plans(entry, error)
 
     # -- what `SessionMaker` calls
 
@@ -308,10 +418,6 @@ class Connection:
             connection.begin()  # a mark only: it is in autocommit
         return connection
 
-    def stand_alone(self) -> None:
-        """See to it that what the task asks for elsewhere does not join the transaction."""
-        self._unbind(self._owner)
-
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
@@ -320,16 +426,23 @@ class Connection:
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout
 
-    async def _run(self, operation: Awaitable[T]) -> T:
-        """Await one operation of the driver, in turn where shared; an interruption leaves doubt."""
+    async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """Run one operation on the driver's connection, in turn."""
+        async with self._turn:
+            return await self._await(operation(self._raw))
+
+    async def _await(self, operation: Awaitable[T]) -> T:
+        """Await what the driver does; an interruption leaves doubt."""
         try:
-            if self._turn is None:
-                return await operation
-            async with self._turn:
-                return await operation
+            return await operation
         except (asyncio.CancelledError, TimeoutError):
-            self._doubtful = True
+            self.doubt()
             raise
+
+    async def _run_clause(
+        self, query: Any, values: Any, timeout: float | None
+    ) -> tuple[list[Record], Any]:
+        return await self.run(lambda _: self._clause(query, values, timeout))
 
     async def _clause(
         self, query: Any, values: Any, timeout: float | None
@@ -338,19 +451,24 @@ class Connection:
         self._check_clause(query)
         limit = self._limit(timeout)
         try:
-            async with asyncio.timeout(limit):
-                try:
-                    return await greenlet_spawn(self._execute_clause, query, values)
-                except sa.exc.DBAPIError as error:
-                    if self._transactions or not self.drops_plans(error):
-                        raise
-                return await greenlet_spawn(self._execute_clause, query, values)
-        except TimeoutError as error:
             if limit is None:
-                raise
-            raise StatementTimeout(limit) from error
+                return await self._execute_clause_again(query, values)
+            try:
+                async with asyncio.timeout(limit):
+                    return await self._execute_clause_again(query, values)
+            except TimeoutError as error:
+                raise StatementTimeout(limit) from error
         except sa.exc.DBAPIError as error:
             raise self._driver.original(error) from None
+
+    async def _execute_clause_again(self, query: Any, values: Any) -> tuple[list[Record], Any]:
+        """Run a clause, and once more where that may help."""
+        try:
+            return await greenlet_spawn(self._execute_clause, query, values)
+        except sa.exc.DBAPIError as error:
+            if self.in_transaction or not self.drops_plans(error):
+                raise
+        return await greenlet_spawn(self._execute_clause, query, values)
 
     def _check_clause(self, query: Any) -> None:
         self._check()
@@ -361,6 +479,7 @@ class Connection:
         """Give SQLAlchemy's connection on this one."""
         if self._sqlalchemy is None:
             # Transactions are begun and ended by us, for text and clauses alike.
+            assert self._entry is not None
             proxy = self._pool.proxy(self._entry)
             core = sa.Connection(self._pool.engine.sync_engine, connection=proxy)
             if self._driver.traits.autocommit:
@@ -370,15 +489,26 @@ class Connection:
 
     def _execute_clause(self, query: Any, values: Any) -> tuple[list[Record], Any]:
         core = self._core()
-        if self._transactions or self._driver.traits.autocommit:
-            return _results(core.execute(query, values or {}))
+        if self.in_transaction or self._driver.traits.autocommit:
+            return _run_batches(core, query, values)
         try:
-            results = _results(core.execute(query, values or {}))
+            results = _run_batches(core, query, values)
             core.commit()
         except Exception:
             core.rollback()
             raise
         return results
+
+
+def _run_batches(core: sa.Connection, query: Any, values: Any) -> tuple[list[Record], Any]:
+    """Run a clause once, or for many rows: then the rows affected are those of all."""
+    if not isinstance(values, list):
+        return _results(core.execute(*with_values(query, values or {})))
+    counts = []
+    for batch in batches(query, values):
+        with core.execute(*batch) as result:
+            counts.append(_affected(result))
+    return [], sum(counts) if None not in counts else None
 
 
 def _results(result: Any) -> tuple[list[Record], Any]:
@@ -400,6 +530,10 @@ def _outcome(result: Any) -> Any:
             return None
         if key and key[0] is not None:
             return key[0]
+    return _affected(result)
+
+
+def _affected(result: Any) -> int | None:
     return result.rowcount if result.rowcount >= 0 else None
 
 
@@ -432,15 +566,8 @@ def column_of(row: Record, column: Any) -> Any:
 
 
 def joined(pool: ConnectionPool) -> Connection | None:
-    """Give the connection of the transaction that the current task has open, if it has one."""
+    """Give the connection that the current task has, if it has one and is to use it."""
+    if pool.pinned is not None:
+        return pool.pinned  # type: ignore[no-any-return]
     stack = pool.bound.get(current_task())
-    return stack[-1] if stack else None
-
-
-async def acquire(pool: ConnectionPool) -> Connection:
-    """Check a connection out of `pool` for the current task."""
-    current_task()
-    place = caller()
-    entry = await pool.acquire()
-    entry.taken_at = place
-    return Connection(pool, entry)
+    return stack[-1] if stack and not stack[-1].alone else None

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,14 +18,23 @@ from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.factory import connect_options, make_options, make_pool
 from loopsafe_db.engines.stats import PoolStats
+from loopsafe_db.errors import NoRunningLoopError
+from loopsafe_db.pinned import PinnedConnection
 from loopsafe_db.queries import compile_text
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.streams import BATCH, RowStream
 from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from typing import Self, Unpack
 
     from sqlalchemy import URL, Engine
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
     from loopsafe_db.options import DatabaseOptions, Options
     from loopsafe_db.queries import Query
     from loopsafe_db.records import Record
+    from loopsafe_db.url import DatabaseURL
 
 T = TypeVar("T")
 
@@ -78,15 +89,21 @@ class Database:
         self._turns = itertools.count()
 
     def __repr__(self) -> str:
-        return f"<Database {self._options.url!r} scope={self._options.scope!r}>"
+        url = self._options.url.render_as_string()  # with stars for the password
+        return f"<Database {url} scope={self._options.scope!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._options)
 
     @property
-    def url(self) -> URL:
-        """SQLAlchemy's URL; ``repr()`` of it masks the password."""
+    def url(self) -> DatabaseURL:
+        """The URL as it was given: ``str()`` of it shows the password, ``repr()`` masks it."""
         return self._options.url
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments as they were given, `force_rollback` apart."""
+        return dict(self._options.keywords)
 
     @property
     def is_connected(self) -> bool:
@@ -103,12 +120,54 @@ class Database:
 
     async def connect(self) -> None:
         """Open a connection now, to fail early. Never needed."""
-        async with self._borrow():
-            pass
+        pool = self._pool()
+        if (joined := connections.joined(pool)) is not None:
+            async with joined:
+                return
+        entries = []
+        try:
+            for _ in range(max(pool.options.pool.min_connections, 1)):
+                entries.append(await pool.acquire())
+        finally:
+            for entry in entries:
+                pool.give_back(entry)
 
     async def disconnect(self) -> None:
-        """Close what is idle in this loop; what others use stays, and a later call connects again."""
-        await self._pool().close()
+        """Close what is idle in this loop; what others use stays, and a later call connects again.
+
+        Under `force_rollback` it undoes what was done.
+        """
+        pool = self._pool()
+        if pool.pinned is not None:
+            if pool.pinned.outlives_disconnect:
+                return
+            await pool.pinned.undo()
+        await pool.close()
+
+    @contextmanager
+    def force_rollback(self) -> Iterator[None]:
+        """Have this handle undo in the end whatever is done with it in the block, by anybody. For tests.
+
+        As the option ``force_rollback=True`` does it: all tasks, loops and threads of the process work on one
+        connection, in turn, and see each other's work. At `disconnect` it is undone, and at the end of the block.
+        """
+        place = object()
+        try:
+            with self._rolling_back(place):
+                yield
+        finally:
+            _forget_pool(place)
+
+    @contextmanager
+    def _rolling_back(self, place: object) -> Iterator[None]:
+        """Use another pool meanwhile, which each process keeps at `place`, and whose work is undone."""
+        kept = self._options, self._place, self._last_pool
+        self._options = replace(self._options, force_rollback=True)
+        self._place, self._last_pool = place, None
+        try:
+            yield
+        finally:
+            self._options, self._place, self._last_pool = kept
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -123,7 +182,7 @@ class Database:
         """Give every row of a query."""
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, self._driver.fetch_all, query, values, timeout)
-        async with self._borrow() as connection:
+        async with self.connection() as connection:
             return await connection.fetch_all(query, values, timeout=timeout)
 
     async def fetch_one(
@@ -132,7 +191,7 @@ class Database:
         """Give the first row of a query, or None."""
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, self._driver.fetch_one, query, values, timeout)
-        async with self._borrow() as connection:
+        async with self.connection() as connection:
             return await connection.fetch_one(query, values, timeout=timeout)
 
     async def fetch_val(
@@ -161,7 +220,7 @@ class Database:
         """
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, self._driver.execute, query, values, timeout)
-        async with self._borrow() as connection:
+        async with self.connection() as connection:
             return await connection.execute(query, values, timeout=timeout)
 
     async def execute_many(
@@ -172,7 +231,7 @@ class Database:
         Returns:
             Rows affected, or None if the driver cannot tell (asyncpg cannot).
         """
-        async with self._borrow() as connection:
+        async with self.connection() as connection:
             return await connection.execute_many(query, values, timeout=timeout)
 
     async def iterate(
@@ -180,19 +239,22 @@ class Database:
     ) -> AsyncGenerator[Record, None]:
         """Give rows as they are needed, by a server-side cursor; holds a connection until it ends."""
         async with (
-            self._borrow() as connection,
+            self.connection() as connection,
             RowStream(connection, query, values) as stream,
         ):
             while rows := await stream.fetch(BATCH):
                 for row in rows:
                     yield row
 
-    def connection(self) -> AbstractAsyncContextManager[Connection]:
-        """Check a connection out for the length of an ``async with``.
+    def connection(self) -> Connection:
+        """Give a connection, to be checked out for the length of an ``async with``.
 
-        Inside a transaction of this task it is that transaction's connection.
+        What this asyncio task asks of the handle inside the block goes over it. A task has one connection at a time:
+        inside of such a block, or of a transaction, this gives that block's, which may be handed to tasks that are
+        started there.
         """
-        return self._borrow()
+        pool = self._pool()
+        return connections.joined(pool) or connections.Connection(pool)
 
     def transaction(
         self,
@@ -204,8 +266,8 @@ class Database:
     ) -> Transaction:
         """Run a block in a transaction, or in a savepoint if this task has one open.
 
-        Bound to the asyncio task: every call on this handle in the same task joins it. Tasks started inside
-        get connections of their own, unless they take this one by ``transaction.connection.share()``.
+        Bound to the asyncio task: every call on this handle in the same task joins it. In tasks started inside
+        the handle's calls have connections of their own: hand such a task ``transaction.connection``.
 
         Args:
             isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, or None for the server's.
@@ -214,7 +276,7 @@ class Database:
             force_rollback: Whether its block is undone at its end, whatever happened: for tests.
         """
         options = TransactionOptions(isolation, readonly, deferrable)
-        return Transaction(self._borrow, options, force_rollback=force_rollback)
+        return Transaction(self.connection, options, force_rollback=force_rollback)
 
     def read(self) -> Database:
         """Give a handle for reading: one of the replicas, in turn.
@@ -232,7 +294,7 @@ class Database:
 
         Inside `transaction` a session joins it; what the handle is asked beside a session does not join that.
         """
-        return SessionMaker(lambda: self.engine, lambda: connections.joined(self._pool()))
+        return SessionMaker(lambda: self.engine, self._joined_transaction)
 
     def stats(self) -> PoolStats:
         """Give the figures of this handle's pool in this process."""
@@ -247,21 +309,31 @@ class Database:
 
     def _make_pool(self) -> Resource:
         pool = make_pool(self._options)
+        if self._options.force_rollback:
+            pool.pin(PinnedConnection(pool))
         return Resource(pool, pool.close, pool.terminate, pool.sockets)
 
+    def _joined_transaction(self) -> Connection | None:
+        pool = self._pool()
+        if pool.pinned is not None:  # sessions begin savepoints on it by themselves
+            return None
+        connection = connections.joined(pool)
+        return connection if connection is not None and connection.in_transaction else None
+
     def _in_transaction(self) -> bool:
+        if self._options.force_rollback:
+            return True
         try:
-            return asyncio.current_task() in self._pool().bound
-        except RuntimeError:  # no loop runs here
+            return self._joined_transaction() is not None
+        except NoRunningLoopError:
             return False
 
     def _free_pool(self) -> ConnectionPool | None:
-        """Give the pool, unless the running task has a transaction open that it has to join."""
+        """Give the pool, unless the running task has a connection that it has to use."""
         pool = self._pool()
+        if not pool.direct:
+            return None
         return pool if not pool.bound or asyncio.current_task() not in pool.bound else None
-
-    def _borrow(self) -> _Borrowed:
-        return _Borrowed(self._pool)
 
 
 class HandleEngine(AsyncEngine):
@@ -277,27 +349,6 @@ class HandleEngine(AsyncEngine):
     def execution_options(self, **opt: Any) -> HandleEngine:
         """Give an engine with these options, on the same connections."""
         return HandleEngine(self.sync_engine.execution_options(**opt), self.handle)
-
-
-class _Borrowed:
-    """A connection for one block. No generator: one left half-way at exit would be run by the loop."""
-
-    __slots__ = ("_own", "_pool")
-
-    def __init__(self, pool: Callable[[], ConnectionPool]) -> None:
-        self._pool = pool
-        self._own: Connection | None = None
-
-    async def __aenter__(self) -> Connection:
-        pool = self._pool()
-        if (joined := connections.joined(pool)) is not None:
-            return joined
-        self._own = await connections.acquire(pool)
-        return self._own
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._own is not None:
-            await self._own.release()
 
 
 def _forget_pool(place: object) -> None:

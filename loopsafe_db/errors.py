@@ -28,6 +28,8 @@
         ├── StatementTimeout      LDB404   a statement took too long (also TimeoutError)
         └── PgBouncerError        LDB405   a PgBouncer is on the way, and nobody has said so
 
+`loopsafe_db.testing` has some of its own: LDB501 to LDB504.
+
 What the server says of a statement (a unique violation, a syntax error) arrives as the driver's own
 exception. The reference has a page on each code. Errors are picklable, because workers send them home,
 and never hold a password.
@@ -111,8 +113,8 @@ class ForeignTaskError(MisuseError):
 
     code = "LDB102"
     hint = (
-        "use the Database handle in each task (it gives each a connection of its own), or hand the "
-        "connection over with `async with connection.share():` in the second task"
+        "use the Database handle in each task (it gives each a connection of its own), or start the task "
+        "inside the connection's block; another can say `async with connection.share():`"
     )
     what: str
     owner: str
@@ -131,7 +133,7 @@ class ForeignTaskError(MisuseError):
 
 
 class ReleasedError(MisuseError):
-    """A connection was used after its ``async with`` block gave it back."""
+    """A connection was used before its ``async with`` block took it, or after that gave it back."""
 
     code = "LDB103"
     hint = "use a connection inside its `async with` block only"
@@ -143,6 +145,8 @@ class ReleasedError(MisuseError):
         self.what, self.taken_at = what, taken_at
 
     def describe(self) -> str:
+        if not self.taken_at:
+            return f"{self.what} has not been entered"
         return f"{self.what} (taken at {self.taken_at}) has been released"
 
 

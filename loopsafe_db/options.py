@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from loopsafe_db.errors import InvalidSettingError
+from loopsafe_db.errors import InvalidSettingError, InvalidURLError
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from sqlalchemy import URL
+
+    from loopsafe_db.errors import ConfigurationError
+    from loopsafe_db.url import DatabaseURL
 
 _SESSION_IDLE, _SESSION_LIFE = 0.5, 1.0  # seconds, behind a PgBouncer in session mode
 
@@ -47,17 +53,24 @@ class PoolLimits:
         recycle: Seconds after which a connection is replaced; None never.
         pre_ping: Whether a connection is tried before each use. Without it one that the server or the network
             has ended is noticed too, where the end has reached this machine.
+        min_connections: How many `Database.connect` opens at least.
     """
 
     max_connections: int = 10
     idle_timeout: float | None = 300.0
     recycle: float | None = None
     pre_ping: bool = False
+    min_connections: int = 0
 
     def __post_init__(self) -> None:
         if self.max_connections < 1:
             raise InvalidSettingError(
                 f"max_connections must be at least 1, not {self.max_connections!r}"
+            )
+        if not 0 <= self.min_connections <= self.max_connections:
+            raise InvalidSettingError(
+                f"min_connections must be from 0 to max_connections, {self.max_connections!r}, "
+                f"not {self.min_connections!r}"
             )
         for name in ("idle_timeout", "recycle"):
             value = getattr(self, name)
@@ -79,10 +92,63 @@ class Token:
 
 
 Password = Callable[[], "str | Token | Awaitable[str | Token]"]
+Init = Callable[[Any], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """What a number may be that is given as a number or as text.
+
+    Attributes:
+        words: The same for the reader of an error.
+        kind: ``int`` or ``float``.
+        least: The least that it may be.
+    """
+
+    words: str
+    kind: type[int] | type[float]
+    least: float
+
+    def read(self, name: str, given: object, error: type[ConfigurationError]) -> Any:
+        """Give the number, or raise `error`, which names it."""
+        try:
+            number = self.kind(str(given))
+        except ValueError:
+            number = -1
+        if not self.least <= number < math.inf:
+            raise error(f"{name} must be {self.words}, not {given!r}")
+        return number
+
+
+WHOLE = Number("a whole number, 0 or more", int, 0)
+POSITIVE = Number("a whole number, 1 or more", int, 1)
+SECONDS = Number("more than 0 seconds", float, math.ulp(0.0))
+SECONDS_OR_0 = Number("seconds, 0 or more", float, 0)
+
+# What `databases` and asyncpg call what the handle itself sees to; by keyword or in the URL's query, with any driver.
+HANDLE_NAMES = {
+    "min_size": WHOLE,
+    "max_size": POSITIVE,
+    "max_queries": POSITIVE,  # of no effect: a connection serves for as long as `PoolLimits.recycle` says
+    "max_inactive_connection_lifetime": SECONDS_OR_0,
+    "command_timeout": SECONDS,
+}
+# Keywords for the driver, which knows the same names in the URL's query: so each means one thing.
+DRIVER_NAMES = (
+    "ssl",
+    "statement_cache_size",
+    "timeout",
+    "cached_statements",
+    "detect_types",
+    "uri",
+)
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of `Database` and `configure`.
+    """The keyword arguments of `Database` and `configure`. None is the default of each.
+
+    Those from `min_size` on are named as in `databases`, and may stand in the URL's query, too, but for `init` and
+    `force_rollback`. Where a thing is said twice, a keyword goes before the URL, and both before `pool` and `timeouts`.
 
     Attributes:
         pool: How many connections each process may open, and for how long.
@@ -93,7 +159,22 @@ class Options(TypedDict, total=False):
         password: Called for each new connection, in place of the URL's password; sync or async.
         pgbouncer: ``"transaction"`` or ``"session"``, if the URL leads to a PgBouncer of that pool mode.
         server_settings: PostgreSQL's settings of each session: ``{"search_path": "mine"}``.
-        replicas: URLs of read-only copies, for `Database.read`.
+        replicas: URLs of read-only copies, for `Database.read`; with the same options as the handle.
+        min_size: ``pool.min_connections``.
+        max_size: ``pool.max_connections``.
+        max_queries: Taken, and of no effect.
+        max_inactive_connection_lifetime: ``pool.idle_timeout``; 0 is never.
+        command_timeout: ``timeouts.statement``.
+        timeout: Seconds to open a connection; with SQLite, to wait for what others have locked.
+        ssl: PostgreSQL: True is TLS with a certificate that the system trusts, for that host; False is none; or one
+            of libpq's modes. With asyncpg also an `ssl.SSLContext`, which does not pickle.
+        statement_cache_size: PostgreSQL: how many statements a connection keeps prepared, and 0 is none. With psycopg
+            any other number is of no effect.
+        init: Called with each new connection of the driver before its first use, and awaited.
+        cached_statements: SQLite: as in `sqlite3.connect`.
+        detect_types: SQLite: as in `sqlite3.connect`.
+        uri: SQLite: taken, and of no effect: a path that begins with ``file:`` is a URI.
+        force_rollback: Whether all that is done is undone at `Database.disconnect`: for tests.
     """
 
     pool: PoolLimits | None
@@ -104,13 +185,32 @@ class Options(TypedDict, total=False):
     pgbouncer: str | None
     server_settings: Mapping[str, str] | None
     replicas: Sequence[str | URL]
+    min_size: int | None
+    max_size: int | None
+    max_queries: int | None
+    max_inactive_connection_lifetime: float | None
+    command_timeout: float | None
+    timeout: float | None
+    ssl: bool | str | SSLContext | None
+    statement_cache_size: int | None
+    init: Init | None
+    cached_statements: int | None
+    detect_types: int | None
+    uri: bool | None
+    force_rollback: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseOptions:
-    """Everything that a `Database` handle knows: its URL, and what `Options` documents."""
+    """Everything that a `Database` handle knows: its URL as given, and what `Options` documents.
 
-    url: URL
+    Attributes:
+        ssl_context: ``ssl=``, if it is one.
+        connecting: The keywords of `DRIVER_NAMES`, as the URL's query would have them.
+        keywords: All keywords, as they were given.
+    """
+
+    url: DatabaseURL
     pool: PoolLimits = field(default_factory=PoolLimits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     application_name: str | None = None
@@ -118,7 +218,12 @@ class DatabaseOptions:
     password: Password | None = field(default=None, repr=False)
     pgbouncer: str | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict)
-    replicas: tuple[URL, ...] = ()
+    replicas: tuple[DatabaseURL, ...] = ()
+    init: Init | None = field(default=None, repr=False)
+    force_rollback: bool = False
+    ssl_context: SSLContext | None = field(default=None, repr=False)
+    connecting: Mapping[str, str] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.pgbouncer not in (None, "transaction", "session"):
@@ -127,6 +232,52 @@ class DatabaseOptions:
             )
         if self.pgbouncer == "session":  # who has a connection has a server, in use or not
             object.__setattr__(self, "pool", _hurried(self.pool))
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What is said to the driver: by the URL's query, and by keywords, which go first."""
+        said = {
+            name: value if isinstance(value, str) else ",".join(value)
+            for name, value in self.url.query.items()
+            if name not in HANDLE_NAMES
+        }
+        return {**said, **self.connecting}
+
+    def number(self, name: str, number: Number, default: Any) -> Any:
+        """Give a number of `query`.
+
+        Raises:
+            ConfigurationError: It cannot be.
+        """
+        given = self.query.get(name)
+        return default if given is None else number.read(name, given, self.refusal(name))
+
+    def refusal(self, name: str) -> type[ConfigurationError]:
+        """Give the kind of error for what `query` says: it was a keyword, or in the URL."""
+        return InvalidSettingError if name in self.connecting else InvalidURLError
+
+
+def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, Timeouts]:
+    """Give the limits: by name from keyword or URL, in this order, else those of ``pool`` and ``timeouts``.
+
+    Raises:
+        ConfigurationError: One cannot be.
+    """
+    said: dict[str, Any] = {}
+    for name, number in HANDLE_NAMES.items():
+        if name in url.query:
+            said[name] = number.read(name, url.query[name], InvalidURLError)
+        if name in keywords:
+            said[name] = number.read(name, keywords[name], InvalidSettingError)
+    sizes = {"min_connections": said.get("min_size"), "max_connections": said.get("max_size")}
+    pool = replace(
+        keywords.get("pool", PoolLimits()),
+        **{name: size for name, size in sizes.items() if size is not None},
+    )
+    if "max_inactive_connection_lifetime" in said:
+        pool = replace(pool, idle_timeout=said["max_inactive_connection_lifetime"] or None)
+    timeouts: Timeouts = keywords.get("timeouts", Timeouts())
+    return pool, replace(timeouts, statement=said.get("command_timeout", timeouts.statement))
 
 
 def _hurried(limits: PoolLimits) -> PoolLimits:

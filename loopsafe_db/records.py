@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import ItemsView, Mapping, ValuesView
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, Label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 class Record:
     """One row: ``row["name"]``, ``row[0]``, ``row.name``, ``dict(row)``, ``Model(**row)``.
 
-    The row of a clause knows its columns, too: ``row[table.c.name]``.
+    The row of a clause knows its columns, too, also those behind a label: ``row[table.c.name]``.
 
     Iterating gives the values, as a tuple does, so ``a, b = row`` works; ``dict(row)`` and
     ``**row`` work because of `keys`. A column called like a method of this class is read by
@@ -55,7 +57,7 @@ class Record:
     @property
     def _mapping(self) -> Mapping[str, Any]:
         """The row as a read-only mapping, under the name that SQLAlchemy's rows have for it."""
-        return MappingProxyType(dict(self.items()))
+        return RecordMapping(self)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Record):
@@ -76,16 +78,83 @@ class Record:
         return f"<Record {' '.join(f'{key}={value!r}' for key, value in self.items())}>"
 
 
+class RecordMapping(Mapping[str, Any]):
+    """A row whose iteration gives names; each column is there, also where two have one name."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._record[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._record
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._record.keys())
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        return _Items(self)
+
+    def __repr__(self) -> str:
+        return f"<RecordMapping of {self._record!r}>"
+
+
+class _Values(ValuesView[Any]):
+    """By position: a name may be there twice."""
+
+    _mapping: RecordMapping
+
+    def __contains__(self, value: object) -> bool:
+        return value in tuple(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._mapping._record.values())  # noqa: SLF001
+
+
+class _Items(ItemsView[str, Any]):
+    """By position: a name may be there twice."""
+
+    _mapping: RecordMapping
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._mapping._record.items())  # noqa: SLF001
+
+
 class RecordKeys:
     """The column names of one result, shared by all its rows."""
 
-    __slots__ = ("names", "positions")
+    __slots__ = ("_targets", "names", "positions")
     names: tuple[str, ...]
     positions: dict[str, int]
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self.positions = {name: position for position, name in enumerate(names)}
+        self._targets: dict[Any, Any] | None = None
+
+    def target_of(self, column: object, row: Any) -> Any:
+        """Give what SQLAlchemy's row knows a column of a table by: its label, or its twin in another `Table`.
+
+        Raises:
+            KeyError: None of the result's columns is this one.
+        """
+        if self._targets is None:
+            # Reads what SQLAlchemy has no public list of: the columns that the statement selected.
+            self._targets = {
+                identity: known
+                for known in getattr(getattr(row, "_parent", None), "_keymap", ())
+                if (identity := _identity(_unlabelled(known))) is not None
+            }
+        return self._targets[_identity(column)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RecordKeys, (self.names,)
@@ -110,9 +179,15 @@ class TupleRecord(Record):
             return self._values[self._keys.positions[key]]
         if isinstance(key, int | slice):
             return self._values[key]
-        if (row := getattr(self._values, "_mapping", None)) is not None:
-            return row[key]
-        raise KeyError(str(key))
+        return self._by_column(key)
+
+    def _by_column(self, column: ColumnElement[Any]) -> Any:
+        row = getattr(self._values, "_mapping", {})
+        with suppress(KeyError):
+            return row[column]
+        with suppress(KeyError):
+            return row[self._keys.target_of(column, self._values)]
+        raise KeyError(str(column))  # SQLAlchemy's own error is no plain one
 
     def __len__(self) -> int:
         return len(self._values)
@@ -134,3 +209,14 @@ class TupleRecord(Record):
 
     def get(self, key: str, default: Any = None, /) -> Any:
         return self[key] if key in self._keys.positions else default
+
+
+def _unlabelled(key: object) -> object:
+    while isinstance(key, Label):
+        key = key.element
+    return key
+
+
+def _identity(key: object) -> tuple[str | None, str] | None:
+    """Tell columns of tables apart: by schema, table and name."""
+    return (getattr(key.table, "schema", None), str(key)) if isinstance(key, Column) else None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from loopsafe_db.drivers.url import parse_url
+from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import InvalidSettingError, MissingURLError
-from loopsafe_db.options import DatabaseOptions, PoolLimits, Timeouts
+from loopsafe_db.options import PoolLimits, Timeouts
+
+if TYPE_CHECKING:
+    from loopsafe_db.options import DatabaseOptions
 
 _PREFIX = "LOOPSAFE_DB_"
 
@@ -73,27 +77,36 @@ def load_options(name: str) -> DatabaseOptions:
         url = url or _PlatformSettings().database_url
     if url is None:
         raise MissingURLError(name, variables)
-    connections = _share(settings, prefix)
-    return DatabaseOptions(
-        parse_url(url.get_secret_value()),
-        PoolLimits(connections, settings.idle_timeout, settings.recycle, settings.pre_ping),
-        Timeouts(settings.connect_timeout, settings.acquire_timeout, settings.statement_timeout),
-        settings.application_name,
-        settings.scope,
-        pgbouncer=settings.pgbouncer,
-        replicas=tuple(map(parse_url, settings.replicas.get_secret_value().split())),
+    share = _share(settings, prefix)
+    most = settings.max_connections or share or PoolLimits().max_connections
+    options = make_options(
+        url.get_secret_value(),
+        {
+            "pool": PoolLimits(most, settings.idle_timeout, settings.recycle, settings.pre_ping),
+            "timeouts": Timeouts(
+                settings.connect_timeout, settings.acquire_timeout, settings.statement_timeout
+            ),
+            "application_name": settings.application_name,
+            "scope": settings.scope,
+            "pgbouncer": settings.pgbouncer,
+            "replicas": settings.replicas.get_secret_value().split(),
+        },
     )
+    if share is None or options.pool.max_connections <= share:
+        return options
+    least = min(options.pool.min_connections, share)
+    limits = replace(options.pool, max_connections=share, min_connections=least)
+    return replace(options, pool=limits)
 
 
-def _share(settings: LoopsafeSettings, prefix: str) -> int:
-    """Give the connections that one process of the fleet may have."""
-    own = settings.max_connections
+def _share(settings: LoopsafeSettings, prefix: str) -> int | None:
+    """Give the connections that one process of the fleet may have; None if there is no fleet."""
     if settings.fleet_connections is None:
-        return own or PoolLimits().max_connections
+        return None
     share = settings.fleet_connections // settings.fleet_workers
     if share < 1:
         raise InvalidSettingError(
             f"{prefix}FLEET_CONNECTIONS={settings.fleet_connections} for "
             f"{prefix}FLEET_WORKERS={settings.fleet_workers}: not one connection for each process"
         )
-    return min(share, own or share)
+    return share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import greenlet_spawn
@@ -15,11 +15,11 @@ from loopsafe_db.transaction import ROLLBACK_TIMEOUT, Transaction
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+    from typing import Self
 
     from sqlalchemy import CursorResult
 
     from loopsafe_db.connection import Connection
-    from loopsafe_db.drivers.base import DriverCursor
     from loopsafe_db.queries import Query
 
 BATCH = 500  # rows that are fetched at once
@@ -54,7 +54,7 @@ class RowStream:
     ) -> None:
         self._connection, self._query, self._values = connection, query, values
 
-    async def __aenter__(self) -> DriverCursor:
+    async def __aenter__(self) -> Self:
         alone = not self._connection.in_transaction
         try:
             return await self._open()
@@ -63,16 +63,24 @@ class RowStream:
                 raise
         return await self._open()
 
-    async def _open(self) -> DriverCursor:
+    async def _open(self) -> Self:
         async with AsyncExitStack() as stack:
             if not self._connection.in_transaction:  # a server-side cursor lives in one
                 options = TransactionOptions(deferred=True)
-                transaction = Transaction(lambda: nullcontext(self._connection), options)
-                await stack.enter_async_context(transaction)
-                self._connection.stand_alone()
+                await stack.enter_async_context(Transaction(lambda: self._connection, options))
+                # What the task asks of the handle meanwhile is not undone with the reading.
+                self._connection.alone = True
+                stack.callback(self._rejoin)
             self._cursor = await self._connection.open_cursor(self._query, self._values)
             self._stack = stack.pop_all()
-        return self._cursor
+        return self
+
+    def _rejoin(self) -> None:
+        self._connection.alone = False
+
+    async def fetch(self, count: int) -> Sequence[Record]:
+        """Give the next `count` rows; fewer at the end, then none."""
+        return await self._connection.run(lambda _: self._cursor.fetch(count))
 
     async def __aexit__(
         self,
@@ -82,7 +90,7 @@ class RowStream:
     ) -> None:
         try:
             async with asyncio.timeout(ROLLBACK_TIMEOUT):
-                await self._cursor.close()
+                await self._connection.run(lambda _: self._cursor.close())
         except Exception:
             if kind is None:
                 raise

@@ -10,7 +10,6 @@ from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -40,7 +39,7 @@ class Transaction:
 
     def __init__(
         self,
-        borrow: Callable[[], AbstractAsyncContextManager[Connection]],
+        borrow: Callable[[], Connection],
         options: TransactionOptions,
         *,
         force_rollback: bool = False,
@@ -62,10 +61,12 @@ class Transaction:
     ) -> None:
         if self._state != "open":
             return
-        if kind is None and not self._force_rollback:
-            await self.commit()
-        else:
-            await self.rollback()
+        try:
+            if kind is None and not self._force_rollback:
+                await self.commit()
+        finally:
+            if self._state == "open":
+                await self.rollback()
 
     def __call__(self, function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         """Have each call of a coroutine function run in a transaction of its own, like this one."""
@@ -86,30 +87,38 @@ class Transaction:
 
     async def start(self) -> Self:
         """Begin it; as ``await`` on it does."""
-        if self._state != "new":
-            raise TransactionError(f"this transaction is {self._state}; make another")
-        borrowed = self._borrow()
-        connection = await borrowed.__aenter__()
+        if self._state == "open":
+            raise TransactionError("this transaction is open; make another for one inside it")
+        connection = self._borrow()
+        self._holds = not connection.is_held  # else whoever does gives it back
+        if self._holds:
+            await connection.__aenter__()
         try:
-            await connection.begin(self._options)
+            self._opened = await connection.begin(self._options)
         except BaseException:
-            await borrowed.__aexit__(None, None, None)
+            if self._holds:
+                await connection.__aexit__(None, None, None)
             raise
-        self._borrowed, self._connection, self._state = borrowed, connection, "open"
+        self._connection, self._state = connection, "open"
+        self._opened.block.enter()
         return self
 
     async def commit(self) -> None:
         """Make it permanent; only where its block is about to end."""
-        self._end("committed")
+        self._check("committed")
         try:
-            await self._connection.commit()
-        finally:
-            await self._borrowed.__aexit__(None, None, None)
+            await self._connection.commit(self._opened)
+        except TransactionError:
+            raise  # it is not its turn yet, and stays open
+        except BaseException:
+            await self._leave("rolled back")
+            raise
+        await self._leave("committed")
 
     async def rollback(self) -> None:
         """Undo it. Bounded: if the server does not answer in 2 s, the connection is terminated."""
-        self._end("rolled back")
-        rolling = asyncio.ensure_future(self._connection.rollback())
+        self._check("rolled back")
+        rolling = asyncio.ensure_future(self._connection.rollback(self._opened))
         try:
             async with asyncio.timeout(ROLLBACK_TIMEOUT):
                 await asyncio.shield(rolling)
@@ -119,9 +128,14 @@ class Transaction:
             if not isinstance(error, Exception):
                 raise
         finally:
-            await self._borrowed.__aexit__(None, None, None)
+            await self._leave("rolled back")
 
-    def _end(self, state: str) -> None:
+    def _check(self, state: str) -> None:
         if self._state != "open":
             raise TransactionError(f"this transaction is {self._state}, it cannot be {state}")
+
+    async def _leave(self, state: str) -> None:
         self._state = state
+        self._opened.block.leave()
+        if self._holds:
+            await self._connection.__aexit__(None, None, None)

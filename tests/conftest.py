@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# The drop-in for `databases` is under way: LOOPSAFE_TEST_COMPATIBILITY=1 shows how far it is.
-collect_ignore = [] if os.environ.get("LOOPSAFE_TEST_COMPATIBILITY") else ["compatibility"]
-
 SCOPE = os.environ.get("LOOPSAFE_DB_SCOPE", "auto")  # of this run's handles
 if os.environ.get("LOOPSAFE_TEST_LOOP") == "uvloop":  # what asyncio.run makes in this run
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

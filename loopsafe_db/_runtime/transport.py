@@ -123,6 +123,10 @@ class MovableTransport(asyncio.Transport):
         """Send now what the kernel takes, and the rest when it takes it."""
         if self.closing:
             return
+        if (
+            self._home is nowhere
+        ):  # its user kept it, though it was given back: under `force_rollback`
+            self.attach()
         sent = 0 if self._unsent else self._send(data)
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]

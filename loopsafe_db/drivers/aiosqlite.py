@@ -17,7 +17,13 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.util import await_only
 
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.drivers.base import (
+    ConnectOptions,
+    DriverTraits,
+    Owner,
+    ProcessOwner,
+    TransactionOptions,
+)
 from loopsafe_db.drivers.url import known_query, refuse_postgresql_options
 from loopsafe_db.errors import (
     ConnectError,
@@ -26,6 +32,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionError,
 )
+from loopsafe_db.options import SECONDS_OR_0, WHOLE
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
@@ -39,7 +46,8 @@ _PRAGMAS = {
     "journal_mode": ("wal", "delete", "truncate", "persist", "memory", "off"),
     "synchronous": ("off", "normal", "full", "extra"),
 }
-_NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_PRAGMAS)
+_SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has them
+_NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
 
 
@@ -93,6 +101,11 @@ class GuardedConnection(aiosqlite.Connection):
                 # Nothing was done. What read before others wrote can wait for ever (SQLITE_BUSY_SNAPSHOT).
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                     raise
+            except asyncio.CancelledError:
+                # In a forked child it is the parent's statement, and goes on.
+                if self.guarded_owner.is_here and self._connection is not None:
+                    self._connection.interrupt()
+                raise
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
@@ -186,6 +199,8 @@ class SqliteTransaction:
         await _run(self._raw, "BEGIN" if reads else self._raw.begin)
 
     async def commit(self) -> None:
+        if not self._raw.in_transaction:  # as when a statement that writes is interrupted
+            raise TransactionError("SQLite has rolled the transaction back by itself")
         await self._end(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
 
     async def rollback(self) -> None:
@@ -229,25 +244,26 @@ class AiosqliteDriver:
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         refuse_postgresql_options(options)
-        query = known_query(options.url, _NAMES)
+        query = known_query(options, _NAMES)
         pragmas = {"journal_mode": "wal", "foreign_keys": "on"}
         for name, words in _PRAGMAS.items():
             if (word := query.pop(name, None)) is not None:
                 if word not in words:
                     raise InvalidURLError(f"{name} must be one of {', '.join(words)}, not {word!r}")
                 pragmas[name] = word
-        try:
-            patience = float(query.pop("timeout", options.timeouts.acquire))
-        except ValueError:
-            raise InvalidURLError("timeout must be seconds") from None
-        query.pop("uri", None)  # SQLAlchemy wants it; it goes without saying
+        patience = options.number("timeout", SECONDS_OR_0, options.timeouts.acquire)
+        keywords = {name: options.number(name, WHOLE, None) for name in _SQLITE3 if name in query}
+        for name in ("timeout", "uri", *_SQLITE3):  # uri=true goes without saying
+            query.pop(name, None)
         reads_only = query.get("mode") == "ro" or "immutable" in query
         if reads_only:
             del pragmas["journal_mode"]
         return {
             "database": _database(options.url.database or ":memory:", query),
             "patience": patience,
+            "keywords": keywords,
             "pragmas": pragmas,
+            "pinned": options.force_rollback,
             "begin": "BEGIN" if reads_only else "BEGIN IMMEDIATE",
         }
 
@@ -259,11 +275,14 @@ class AiosqliteDriver:
             "timeout": given["patience"],
             "isolation_level": None,  # sqlite3 begins no transaction by itself; ours begin by BEGIN
             "check_same_thread": False,
+            **given["keywords"],
         }
         # From then on the waiting is ours. Of several processes that make a new file WAL, one can.
         opener = _Opener(arguments, {**given["pragmas"], "busy_timeout": f"{_SLICE * 1000:.0f}"})
         raw = GuardedConnection(opener, 64)
-        raw.guarded_owner, raw.patience = Owner(), given["patience"]
+        # Under `force_rollback` SQLAlchemy makes and closes cursors at any time; the thread takes one call at a time.
+        raw.guarded_owner = ProcessOwner() if given["pinned"] else Owner()
+        raw.patience = given["patience"]
         raw.begin = raw.engine_begin = given["begin"]
         thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
         thread.daemon = True

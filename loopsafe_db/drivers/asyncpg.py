@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         async def _get_statement(
             self, query: str, timeout: float | None, **options: Any
         ) -> Any: ...
+        async def set_type_codec(self, typename: str, **options: Any) -> None: ...
 else:
     BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
 
@@ -80,12 +81,19 @@ class AsyncpgRecord(Record, BaseRecord):
 class GuardedConnection(BaseConnection):
     """A connection that moves between loops, and refuses all but its present owner, whoever asks."""
 
-    __slots__ = ("guarded_on_dropped_plans", "guarded_owner", "guarded_transport")
+    __slots__ = (
+        "guarded_codecs",
+        "guarded_on_dropped_plans",
+        "guarded_owner",
+        "guarded_transport",
+    )
+    guarded_codecs: set[str]
     guarded_on_dropped_plans: Callable[[], None]
     guarded_owner: Owner
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guarded_owner = Owner()
+        self.guarded_codecs = set()
         super().__init__(*args, **kwargs)
         # None where the loop's own transport is used, which cannot move.
         self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
@@ -114,6 +122,11 @@ class GuardedConnection(BaseConnection):
         self._drop_local_statement_cache()
         if isinstance(sys.exception(), _OUTDATED):
             self.guarded_on_dropped_plans()
+
+    async def set_type_codec(self, typename: str, **options: Any) -> None:
+        """Set a codec, and remember that it was set: `EngineDialect` leaves those of the user's alone."""
+        await super().set_type_codec(typename, **options)
+        self.guarded_codecs.add(typename)
 
     def _check_open(self) -> None:
         # Every public method of the connection comes by here.
@@ -173,6 +186,16 @@ class EngineDialect(PGDialect_asyncpg):
             prepare(adapted)
 
         return connect
+
+    async def setup_asyncpg_json_codec(self, conn: Any) -> None:
+        """Set SQLAlchemy's codec, unless ``init`` has set another."""
+        if "json" not in conn.driver_connection.guarded_codecs:
+            await super().setup_asyncpg_json_codec(conn)  # type: ignore[no-untyped-call]
+
+    async def setup_asyncpg_jsonb_codec(self, conn: Any) -> None:
+        """Do so for the other type."""
+        if "jsonb" not in conn.driver_connection.guarded_codecs:
+            await super().setup_asyncpg_jsonb_codec(conn)  # type: ignore[no-untyped-call]
 
 
 registry.register("postgresql.loopsafe_asyncpg", __name__, "EngineDialect")
@@ -256,17 +279,19 @@ class AsyncpgDriver:
         url, query = options.url, libpq.postgresql_query(options, libpq.NAMES)
         hosts, ports = libpq.places(url, query)
         settings = {name: query[name] for name in ("application_name", "options") if name in query}
+        size = libpq.statement_cache_size(options)
         return {
             "host": hosts[0] if len(hosts) == 1 else hosts or None,
             "port": ports[0] if len(ports) == 1 else ports or None,
             "user": url.username,
             "password": url.password,
             "database": url.database,
-            "ssl": query.get("sslmode"),
+            "ssl": options.ssl_context or query.get("sslmode"),
             "target_session_attrs": query.get("target_session_attrs"),
             "server_settings": settings,
             "files": {name: query[name] for name in libpq.SSL_FILES if name in query},
-            "prepares": options.pgbouncer != "transaction",
+            "prepares": libpq.prepares(options),
+            **({"statement_cache_size": size} if size else {}),
         }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
@@ -381,9 +406,12 @@ class AsyncpgDriver:
 
 def _keywords(files: dict[str, str], prepares: bool, **given: Any) -> dict[str, Any]:  # noqa: FBT001
     """Give asyncpg's arguments. The files are looked at now: they come and go."""
-    files = libpq.tls_files(files, given["ssl"])
+    own = isinstance(given["ssl"], ssl.SSLContext)  # of the user's, who has said everything by it
+    files = {} if own else libpq.tls_files(files, given["ssl"])
     root = files.get("sslrootcert") or os.path.expanduser("~/.postgresql/root.crt")
-    if root == "system":
+    if own:
+        root = ""
+    elif root == "system":
         given["ssl"] = ssl.create_default_context()
         if "sslcert" in files:
             given["ssl"].load_cert_chain(files["sslcert"], files.get("sslkey"))

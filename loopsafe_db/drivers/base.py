@@ -109,6 +109,21 @@ class Owner:
         return self.key.pid == os.getpid()
 
 
+class ProcessOwner(Owner):
+    """Who may use a connection now: any loop of one process, for it takes turns by itself."""
+
+    __slots__ = ()
+
+    def check(self, raw: object) -> None:
+        """Refuse another process.
+
+        Raises:
+            ForeignLoopError: The process is not the one that opened it.
+        """
+        if not self.is_here:
+            super().check(raw)
+
+
 class DriverTransaction(Protocol):
     """A transaction, or a savepoint where one is open already."""
 

@@ -22,7 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db.drivers.adapted import GuardedConnection
 from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
-from loopsafe_db.drivers.url import refuse_postgresql_options
+from loopsafe_db.drivers.url import dialect_url, refuse_keywords, refuse_postgresql_options
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -175,7 +175,8 @@ class GenericDriver:
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         refuse_postgresql_options(options)
-        url = options.url.difference_update_query(["connect_timeout"])  # ours, for all drivers
+        refuse_keywords(options, ("connect_timeout",))
+        url = dialect_url(options)
         self._connect_arguments(url)
         return {"url": url, "password": url.password}
 

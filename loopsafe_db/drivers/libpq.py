@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopsafe_db.drivers.url import known_query
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerError
+from loopsafe_db.options import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VALUES = {  # the libpq names that take one of a few words
-    "ssl": _SSL_MODES,
+    "ssl": (*_SSL_MODES, "true", "false"),
     "sslmode": _SSL_MODES,
     "target_session_attrs": (
         "any",
@@ -36,6 +37,8 @@ SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
 NAMES = (
     "application_name",
     "connect_timeout",
+    "timeout",
+    "statement_cache_size",
     "ssl",
     "sslmode",
     *SSL_FILES,
@@ -59,21 +62,52 @@ def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[s
         InvalidURLError: It has a name that is not known, or a value that cannot be.
         InvalidSettingError: A setting of the sessions cannot be, or PgBouncer would refuse it.
     """
-    query = known_query(options.url, known)
+    query = known_query(options, known)
+    if "ssl" in query:
+        query["ssl"] = query["ssl"].lower()
     for name, allowed in _VALUES.items():
         if query.get(name, allowed[0]) not in allowed:
-            raise InvalidURLError(
+            raise options.refusal(name)(
                 f"{name} must be one of {', '.join(allowed)}, not {query[name]!r}"
             )
-    if (mode := query.pop("ssl", None)) is not None:
-        query.setdefault("sslmode", mode)
+    if (mode := query.pop("ssl", None)) is not None and (
+        "ssl" in options.connecting or "sslmode" not in query
+    ):
+        _encrypt(query, mode)
     if query.get("sslrootcert") == "system" and query.setdefault("sslmode", "verify-full") != (
         "verify-full"
     ):
         raise InvalidURLError("sslrootcert=system goes with sslmode=verify-full only")
+    for name in ("timeout", "statement_cache_size"):  # no names of libpq's; see `prepares`
+        query.pop(name, None)
     settings = _session_options(options, query.pop("options", ""))
-    name = query.get("application_name") or options.application_name or _APPLICATION
-    return {**query, **settings, "application_name": _application_name(name)}
+    return {**query, **settings, "application_name": _name(options, query.get("application_name"))}
+
+
+def _encrypt(query: dict[str, str], mode: str) -> None:
+    """Put what ``ssl`` says in libpq's names; True is what it is to asyncpg: the system's trust, and the right host."""
+    query["sslmode"] = {"true": "verify-full", "false": "disable"}.get(mode, mode)
+    if mode == "true":
+        query.setdefault("sslrootcert", "system")
+
+
+def prepares(options: DatabaseOptions) -> bool:
+    """Tell whether statements may stay prepared on a connection."""
+    return options.pgbouncer != "transaction" and statement_cache_size(options) != 0
+
+
+def statement_cache_size(options: DatabaseOptions) -> int | None:
+    """Give the number of statements that may stay prepared, if it is said."""
+    size: int | None = options.number("statement_cache_size", WHOLE, None)
+    return size
+
+
+def _name(options: DatabaseOptions, in_url: str | None) -> str:
+    """Give the name of a session: as text of the user's, or with our braces filled in."""
+    setting = options.server_settings.get("application_name")
+    if setting and not in_url:
+        return str(setting)
+    return _application_name(in_url or options.application_name or _APPLICATION)
 
 
 def _application_name(name: str) -> str:
@@ -91,7 +125,11 @@ def _session_options(options: DatabaseOptions, given: str) -> dict[str, str]:
     for name in options.server_settings:
         if not _SETTING.fullmatch(name):
             raise InvalidSettingError(f"server_settings: {name!r} is not the name of a setting")
-    words = [f"-c {name}={_escaped(value)}" for name, value in options.server_settings.items()]
+    words = [
+        f"-c {name}={_escaped(value)}"
+        for name, value in options.server_settings.items()
+        if name != "application_name"  # has a place of its own, which PgBouncer knows, too
+    ]
     words += [given] if given else []
     if words and options.pgbouncer:
         raise InvalidSettingError(

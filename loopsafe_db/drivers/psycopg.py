@@ -32,6 +32,7 @@ from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
     ConnectTimeout,
+    InvalidSettingError,
     StatementTimeout,
     TransactionError,
     UnsupportedLoopError,
@@ -328,6 +329,11 @@ class PsycopgDriver:
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
+        if options.ssl_context is not None:
+            raise InvalidSettingError(
+                "ssl: libpq, and so psycopg, takes no SSLContext; name the file of the authorities by "
+                "sslrootcert in the URL, and the client's by sslcert and sslkey"
+            )
         # asyncpg has no GSS encryption
         url, query = options.url, libpq.postgresql_query(options, (*libpq.NAMES, "gssencmode"))
         hosts, ports = libpq.places(url, query)
@@ -341,7 +347,7 @@ class PsycopgDriver:
             "user": url.username,
             "password": url.password,
             "dbname": url.database,
-            **({"prepare_threshold": None} if options.pgbouncer == "transaction" else {}),
+            **({} if libpq.prepares(options) else {"prepare_threshold": None}),
         }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:

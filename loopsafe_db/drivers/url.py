@@ -4,35 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
+from loopsafe_db.options import HANDLE_NAMES, SECONDS
+from loopsafe_db.url import DatabaseURL
 
 if TYPE_CHECKING:
     from loopsafe_db.options import DatabaseOptions
 
 
-def parse_url(url: str | URL) -> URL:
-    """Read a URL; ``postgres://`` is ``postgresql://``.
+def parse_url(url: str | URL) -> DatabaseURL:
+    """Read the URL of a handle; ``postgres://`` is ``postgresql://``.
 
     Raises:
-        InvalidURLError: It cannot be read.
+        InvalidURLError: It cannot be read, or is none.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # The text may hold a password anywhere, so no part of it is shown.
-        raise InvalidURLError(
-            f"not a database URL (a text of {len(str(url))} characters)"
-        ) from None
-    if parsed.drivername == "postgres":
-        parsed = parsed.set(drivername="postgresql")
-    if "@" in (parsed.host or ""):  # the end of a password, which is not to be shown
-        raise InvalidURLError("there is a second @ before the host: in a password it is %40")
-    if parsed.drivername.startswith("postgresql") and not parsed.database:
+    if not isinstance(url, (str, URL)):
+        raise InvalidURLError(f"a database URL is a text or a URL, not {type(url).__name__}")
+    parsed = DatabaseURL(url)
+    if _is_postgresql(parsed) and not parsed.database:
         raise InvalidURLError(f"the URL names no database: {describe_target(parsed)}")
     return parsed
+
+
+def _is_postgresql(url: URL) -> bool:
+    return url.drivername.startswith("postgresql")
 
 
 def describe_target(url: URL) -> str:
@@ -42,17 +39,18 @@ def describe_target(url: URL) -> str:
     ).render_as_string()
 
 
+def dialect_url(options: DatabaseOptions) -> URL:
+    """Give SQLAlchemy's URL, with what its dialect may understand of the query: not what is ours for all drivers."""
+    plain = URL._make(options.url)  # for str() of a DatabaseURL shows the password
+    return plain.difference_update_query(["connect_timeout", *HANDLE_NAMES])
+
+
 def connect_timeout(options: DatabaseOptions) -> float:
-    """Give the seconds for connecting: the URL's own go before the settings'."""
-    given = options.url.query.get("connect_timeout")
-    if not given:
-        return options.timeouts.connect
-    try:
-        seconds = float(str(given))
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise InvalidURLError(f"connect_timeout must be more than 0 seconds, not {given!r}")
+    """Give the seconds for connecting: what is said of it by name goes before ``timeouts``."""
+    name = "connect_timeout"
+    if name not in options.query and _is_postgresql(options.url):
+        name = "timeout"
+    seconds: float = options.number(name, SECONDS, options.timeouts.connect)
     return seconds
 
 
@@ -62,23 +60,35 @@ def refuse_postgresql_options(options: DatabaseOptions) -> None:
     Raises:
         InvalidSettingError: `options` has something that is PostgreSQL's alone.
     """
-    for name in ("server_settings", "pgbouncer"):
+    for name in ("server_settings", "pgbouncer", "ssl_context"):
         if getattr(options, name):
+            name = name.removesuffix("_context")
             raise InvalidSettingError(f"{name} is for PostgreSQL, not for {options.url.drivername}")
 
 
-def known_query(url: URL, known: tuple[str, ...]) -> dict[str, str]:
-    """Give the URL's query.
+def refuse_keywords(options: DatabaseOptions, known: tuple[str, ...]) -> None:
+    """Refuse what the driver does not know.
 
     Raises:
-        InvalidURLError: It has a name that is not known.
+        InvalidSettingError: A keyword is for another database.
     """
-    unknown = sorted(set(url.query) - set(known))
-    if unknown:
+    for name in options.connecting:
+        if name not in known:
+            raise InvalidSettingError(f"{name} is not for {options.url.drivername}")
+
+
+def known_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[str, str]:
+    """Give what is said to the driver, by the URL's query and by keyword.
+
+    Raises:
+        InvalidURLError: The URL has a name that is not known.
+        InvalidSettingError: A keyword is for another database.
+    """
+    refuse_keywords(options, known)
+    query = options.query
+    if unknown := sorted(query.keys() - set(known)):
         raise InvalidURLError(
-            f"unknown in the URL's query: {', '.join(unknown)}; known: {', '.join(known)}"
+            f"unknown in the URL's query: {', '.join(unknown)}; "
+            f"known: {', '.join((*known, *HANDLE_NAMES))}"
         )
-    return {
-        name: value if isinstance(value, str) else ",".join(value)
-        for name, value in url.query.items()
-    }
+    return query

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import partial
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -14,11 +15,20 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db.drivers.base import ConnectOptions, Driver
 from loopsafe_db.drivers.discovery import find_driver
-from loopsafe_db.drivers.url import connect_timeout, describe_target, parse_url
+from loopsafe_db.drivers.url import connect_timeout, describe_target, dialect_url, parse_url
 from loopsafe_db.engines.credentials import Credentials
+from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
-from loopsafe_db.options import DatabaseOptions, PoolLimits
+from loopsafe_db.errors import InvalidSettingError
+from loopsafe_db.options import (
+    DRIVER_NAMES,
+    SECONDS,
+    DatabaseOptions,
+    Options,
+    PoolLimits,
+    limits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,9 +37,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from loopsafe_db.options import Options
+    from loopsafe_db.options import Init
 
-_ONE_FOR_EVER = PoolLimits(1, idle_timeout=None)  # each connection has a memory of its own
+_ONE_FOR_EVER = PoolLimits(
+    1, idle_timeout=None
+)  # what only one connection has would be lost with it
 
 
 def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
@@ -39,10 +51,40 @@ def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
         ConfigurationError: A URL or a value cannot be.
     """
     given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
-    if unknown := given.keys() - {field.name for field in fields(DatabaseOptions)}:
+    if unknown := given.keys() - Options.__optional_keys__:
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
-    given["replicas"] = tuple(map(parse_url, given.get("replicas", ())))
-    return DatabaseOptions(parse_url(url), **given)
+    parsed = parse_url(url)
+    pool, timeouts = limits(parsed, given)
+    context = given.pop("ssl") if isinstance(given.get("ssl"), SSLContext) else None
+    connecting = _connecting(parsed, given)
+    named = {field.name for field in fields(DatabaseOptions)}
+    return DatabaseOptions(
+        parsed,
+        **{
+            **{name: value for name, value in given.items() if name in named},
+            "pool": pool,
+            "timeouts": timeouts,
+            "replicas": tuple(map(parse_url, given.get("replicas", ()))),
+            "ssl_context": context,
+            "connecting": connecting,
+            "keywords": {
+                name: value for name, value in keywords.items() if name != "force_rollback"
+            },
+        },
+    )
+
+
+def _connecting(url: URL, given: dict[str, Any]) -> dict[str, str]:
+    """Give the keywords for the driver as the URL's query would have them."""
+    connecting = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name in DRIVER_NAMES
+        if (value := given.get(name)) is not None
+    }
+    if "timeout" in connecting and url.get_backend_name() != "sqlite":
+        SECONDS.read("timeout", given["timeout"], InvalidSettingError)
+        connecting["connect_timeout"] = connecting.pop("timeout")
+    return connecting
 
 
 def connect_options(options: DatabaseOptions) -> tuple[Driver, ConnectOptions]:
@@ -61,14 +103,21 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     """Make a pool for this process; it opens nothing yet."""
     driver, connecting = connect_options(options)
     scope = find_scope(options.scope, driver.traits)
-    if connecting.arguments.get("database") == ":memory:":
-        options, scope = replace(options, pool=_ONE_FOR_EVER), PER_PROCESS
+    if options.force_rollback or _is_memory(str(connecting.arguments.get("database"))):
+        options = replace(options, pool=_ONE_FOR_EVER)
+        scope = scope if driver.traits.loop_bound else PER_PROCESS
     pool = ConnectionPool(driver, options, scope)
     connecting = replace(connecting, on_dropped_plans=pool.renew)
     pool.engine = _make_engine(pool, _opener(pool, connecting))
     queue: Any = pool.engine.sync_engine.pool
     pool.queue = queue
     return pool
+
+
+def _is_memory(database: str) -> bool:
+    """Tell whether SQLite keeps this nowhere: it ends with its last connection."""
+    path, _, query = database.partition("?")
+    return path in (":memory:", "file::memory:") or "mode=memory" in query.split("&")
 
 
 def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., Awaitable[Any]]:
@@ -86,6 +135,8 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
         else:
             raw = await credentials.use(connect)
         pool.opened(raw)
+        if pool.options.init is not None:
+            await _initialise(pool, pool.options.init, raw)
         return raw
 
     def opener(*_: Any, **__: Any) -> Awaitable[Any]:
@@ -96,10 +147,19 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
     return opener
 
 
+async def _initialise(pool: ConnectionPool, init: Init, raw: Any) -> None:
+    try:
+        await init(raw.driver_connection if pool.driver.traits.adapted else raw)
+    except BaseException:
+        pool.driver.terminate(raw)
+        pool.counts.terminated += 1
+        raise
+
+
 def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) -> AsyncEngine:
     """Make SQLAlchemy's engine on the pool's connections."""
     traits = pool.driver.traits
-    url = pool.options.url.set(drivername=traits.dialect)
+    url = dialect_url(pool.options).set(drivername=traits.dialect)
 
     def adapted(*_: Any, **__: Any) -> Any:
         raw = await_only(opener())
@@ -108,17 +168,20 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
 
     opening: dict[str, Any] = {"async_creator": opener}
     if traits.adapted:
-        url = url.difference_update_query(["connect_timeout"])  # ours; the rest is the dialect's
         opening = {"creator": adapted}
     else:
         url = url.set(query={})
+    resets = traits.reset_on_return and not pool.options.force_rollback
     engine = create_async_engine(
         url,
         **opening,
-        poolclass=SharedQueue,
+        poolclass=PinnedQueue if pool.options.force_rollback else SharedQueue,
         lender=pool,
-        pool_reset_on_return="rollback" if traits.reset_on_return else None,
+        pool_reset_on_return="rollback" if resets else None,
+        isolation_level="AUTOCOMMIT" if pool.options.force_rollback and traits.autocommit else None,
     )
+    if pool.options.force_rollback:
+        pin(engine, lambda: pool.pinned)
     event.listen(engine.sync_engine, "handle_error", partial(_look_for_dropped_plans, pool))
     return engine
 

@@ -8,8 +8,12 @@ import sys
 import time
 from typing import Any
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
+import sqlalchemy
+
+_LIBRARIES = tuple(
+    os.path.dirname(path) + os.sep
+    for path in (os.path.dirname(__file__), asyncio.__file__, sqlalchemy.__file__)
+)
 
 
 def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str:
@@ -21,7 +25,7 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
         taken_at: File and line where it was taken, or "": then the task's own place tells.
     """
     name = task.get_name() if task is not None else "a callback"
-    place = taken_at or _waits_at(task) or "an unknown place"
+    place = taken_at or waits_at(task) or "an unknown place"
     return f"{name} for {time.monotonic() - since:.1f} s, {place}"
 
 
@@ -33,7 +37,7 @@ def caller() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _waits_at(task: asyncio.Task[Any] | None) -> str:
+def waits_at(task: asyncio.Task[Any] | None) -> str:
     """Name the innermost line outside this library that a suspended task waits at."""
     coroutine: Any = task.get_coro() if task is not None else None
     found = ""
@@ -46,4 +50,4 @@ def _waits_at(task: asyncio.Task[Any] | None) -> str:
 
 
 def _is_inside(filename: str) -> bool:
-    return filename.startswith((_PACKAGE, _ASYNCIO)) or filename.endswith("contextlib.py")
+    return filename.startswith(_LIBRARIES) or filename.endswith("contextlib.py")

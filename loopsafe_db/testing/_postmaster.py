@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -36,15 +37,43 @@ lock="$1/cluster/postmaster.pid"
 if pid=$(head -n 1 "$lock") && kill -QUIT "$pid"; then
   tries=100
   while [ $tries -gt 0 ] && [ -e "$lock" ]; do tries=$((tries - 1)); sleep 0.1; done
+  [ -e "$lock" ] && kill -KILL "$pid"
 fi
 [ "$2" = delete ] && rm -rf "$1"
 """
 
+# The guard of a server with several owners, each of whom holds a shared lock on the file `users`
+# until it leaves or dies. Nobody joins or leaves without `lock`; so it is kept to the very end.
+_WATCH = """
+import fcntl, os, sys
+lock, users = (os.open(path, os.O_RDWR) for path in sys.argv[1:3])
+while True:
+    fcntl.flock(users, fcntl.LOCK_EX)
+    fcntl.flock(users, fcntl.LOCK_UN)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+    except BlockingIOError:  # somebody joined in between
+        fcntl.flock(lock, fcntl.LOCK_UN)
+os.set_inheritable(lock, True)
+os.execv("/bin/sh", ["/bin/sh", "-c", *sys.argv[3:]])
+"""
+
 
 class Postmaster:
-    """One postmaster with its folder and its guard, owned by the process that made it."""
+    """One postmaster with its folder and its guard, owned by the process that made it.
 
-    def __init__(self, folder: Path | None, binaries: Path) -> None:
+    Args:
+        folder: Where it keeps its data. ``None`` takes a temporary folder, removed at the end.
+        binaries: The folder of its programs.
+        shared: The files ``lock`` and ``users`` of its owners, if it has several: it then ends with
+            the last of them, not with the process that made it.
+    """
+
+    def __init__(
+        self, folder: Path | None, binaries: Path, shared: tuple[Path, Path] | None = None
+    ) -> None:
         self.owner = os.getpid()
         self.port = 0
         self._temporary = folder is None
@@ -52,6 +81,7 @@ class Postmaster:
         self.folder = self.folder.resolve()
         self._identity = unprivileged_identity()
         self._binaries = binaries
+        self._shared = shared
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self.password = ""
@@ -59,6 +89,11 @@ class Postmaster:
     @property
     def _cluster(self) -> Path:
         return self.folder / "cluster"
+
+    @property
+    def version(self) -> int:
+        """The major version, that of its data."""
+        return int((self._cluster / "PG_VERSION").read_text())
 
     @property
     def _log(self) -> Path:
@@ -88,10 +123,10 @@ class Postmaster:
             self._guard.wait()  # it reads one line and ends
 
     def disown(self) -> None:
-        """In a forked child: let go of the parent's server, without a warning that it runs."""
+        """Let go of a server that is its parent's, or others' as well, without a warning that it runs."""
         for process in (self._process, self._guard):
-            if process is not None:
-                process.returncode = 0  # not a child of this process: nothing to wait for
+            if process is not None and process.poll() is None:
+                process.returncode = 0  # nothing to wait for
                 if process.stdin is not None:
                     process.stdin.close()
 
@@ -142,9 +177,23 @@ class Postmaster:
             self._fail("initdb failed", done.stdout)
 
     def _start_guard(self) -> None:
+        arguments = [_GUARD, "loopsafe-postgres-guard", str(self.folder), self._fate()]
+        if self._shared is None:
+            command, stdin = ["/bin/sh", "-c", *arguments], subprocess.PIPE
+        else:
+            command = [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _WATCH,
+                *map(str, self._shared),
+                *arguments,
+            ]
+            stdin = subprocess.DEVNULL  # where the guard finds no word
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "loopsafe-postgres-guard", self.folder, self._fate()],
-            stdin=subprocess.PIPE,
+            command,
+            stdin=stdin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -215,6 +264,12 @@ class Postmaster:
         raise ServerUnavailableError(
             f"{what} (programs in {self._binaries}, folder {self.folder}{who}):\n{details.strip()}"
         )
+
+
+def end_server(folder: Path) -> None:
+    """End the server of a temporary folder, whoever started it, and remove the folder; bounded."""
+    command = ["/bin/sh", "-c", _GUARD, "loopsafe-postgres-guard", str(folder), "delete"]
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _clean_environment() -> dict[str, str]:

@@ -112,12 +112,12 @@ class EmbeddedPostgres:
             DriverError: There is one of that name.
         """
         name = name or f"db_{secrets.token_hex(6)}"
-        self._running().run_sql(f"CREATE DATABASE {_quoted(name)} TEMPLATE template0")
+        self._running().run_sql(f"CREATE DATABASE {quoted(name)} TEMPLATE template0")
         return self.database_url(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database if it exists, together with the sessions still open in it."""
-        self._running().run_sql(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
+        self._running().run_sql(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
 
     def _running(self) -> Postmaster:
         if self._server is None:
@@ -128,5 +128,6 @@ class EmbeddedPostgres:
         return self._server
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Write the name of a database as SQL has it."""
     return '"' + name.replace('"', '""') + '"'

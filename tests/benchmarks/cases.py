@@ -245,6 +245,63 @@ ITERATE = Case(
     text="asyncpg's own cursor is read by `async for` with `prefetch=500`: it awaits for each row.",
 )
 
+
+def _calls(
+    name: str, title: str, counts: dict[str, int], *, serial: bool = True, text: str = ""
+) -> Case:
+    """Calls of the package `databases`, by their names in ``contenders/calls.py``, each with both libraries."""
+
+    def contenders(library: str, module: str) -> list[Contender]:
+        return [
+            Contender(f"{library}, {call}", module, f"call {call}", count)
+            for call, count in counts.items()
+        ]
+
+    ours, theirs = contenders(OURS, "loopsafe"), contenders("databases", "encode_databases")
+    pairs = list(zip(ours, theirs, strict=True))
+    return Case(
+        name,
+        title,
+        tuple(contender for pair in pairs for contender in pair),
+        tuple(
+            Ratio(f"databases ÷ {our.name}", their.name, (our.name,), _at_least(1, 2))
+            for our, their in pairs
+        ),
+        serial=serial,
+        text=text,
+    )
+
+
+CALLS = _calls(
+    "calls",
+    "The calls of `databases`",
+    {"fetch_all": 60, "fetch_one": 100, "fetch_val": 100, "execute": 100},
+    text="The same lines, with the `Database` of one or of the other, in one long loop. `fetch_all` is of 100 rows of "
+    "3 columns, each read by name; `execute` is an `UPDATE … RETURNING`.",
+)
+
+CALLS_BLOCKS = _calls(
+    "calls-blocks",
+    "The same, in blocks",
+    {"connection": 60, "transaction": 60},
+    text="`async with database.connection()` and `async with database.transaction()`, with two queries in each.",
+)
+
+CALLS_CORE = _calls(
+    "calls-core",
+    "The same, with SQLAlchemy Core",
+    {"core select": 40, "core insert": 60},
+    text="`fetch_all` of 100 rows of 3 columns, each read by name, and `execute` of an insert that gives its key.",
+)
+
+CALLS_MANY = _calls(
+    "calls-many",
+    "The same, with many rows",
+    {"execute_many": 1, "core execute_many": 1, "iterate": 4},
+    serial=False,
+    text="`execute_many` inserts 1,000 rows, given as text and as a clause; `iterate` reads 10,000.",
+)
+
 SESSIONS = Case(
     "sessions",
     "`AsyncSession`, one query each, in one long loop",
@@ -320,6 +377,10 @@ ALL = (
     PROCESS_SCOPE,
     MANY,
     ITERATE,
+    CALLS,
+    CALLS_BLOCKS,
+    CALLS_CORE,
+    CALLS_MANY,
     SESSIONS,
     HANDLE,
     GROWTH,

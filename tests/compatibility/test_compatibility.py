@@ -1,6 +1,6 @@
 """The same code does the same with loopsafe_db as with databases, but for what the guide lists.
 
-The table in ``tests/compatibility/from-databases.md`` is the only list of differences: a scenario named there must
+The table in ``docs/how-to/from-databases.md`` is the only list of differences: a scenario named there must
 differ (``name[sqlite]``: on SQLite alone), one that is not named must not.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(500)  # the first of a dialect waits for all of databases' outcomes
 
-GUIDE = ROOT / "tests/compatibility/from-databases.md"
+GUIDE = ROOT / "docs/how-to/from-databases.md"
 NAME = re.compile(r"`(\w+\.\w+)(?:\[(\w+)\])?`")
 POSTGRESQL, SQLITE = find_scenarios("postgresql"), find_scenarios("sqlite")
 

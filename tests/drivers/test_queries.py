@@ -152,10 +152,19 @@ async def test_a_shared_connection_joins_the_transaction(database: Database) -> 
         assert await asyncio.gather(*(child(connection) for _ in range(3))) == [1, 1, 1]
 
 
-async def test_a_connection_used_by_two_tasks_names_both_and_the_place(database: Database) -> None:
+async def test_a_connection_used_by_a_stranger_names_both_tasks_and_the_place(
+    database: Database,
+) -> None:
+    shown: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+    async def steal() -> None:
+        await (await shown).fetch_val("SELECT 1")
+
+    thief = asyncio.create_task(steal(), name="the-thief")
     async with database.connection() as connection:
+        shown.set_result(connection)
         with pytest.raises(ForeignTaskError) as caught:
-            await asyncio.create_task(connection.fetch_val("SELECT 1"), name="the-thief")
+            await thief
     text = str(caught.value)
     assert "the-thief" in text
     assert f"{__file__}:" in text

@@ -74,6 +74,8 @@ async def check_sslmode(url: URL) -> None:
 async def check_ssl(url: URL) -> None:
     assert await kind_of_refusal(url, ssl="verify-full") is ConnectError
     assert await ask(url, names={"ssl": "verify-full", "sslmode": "disable"}) == 1
+    assert await kind_of_refusal(url, ssl="true") is ConnectError  # the server has no TLS
+    assert await ask(url, names={"ssl": "false"}) == 1
 
 
 async def check_file(url: URL) -> None:
@@ -93,6 +95,18 @@ async def check_connect_timeout(url: URL) -> None:
         async with asyncio.timeout(5):
             with pytest.raises(ConnectTimeout, match=r"within 0\.2 s"):
                 await Database(mute, timeouts=Timeouts(connect=60)).fetch_val("SELECT 1")
+
+
+async def check_timeout(url: URL) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = url.set(port=silent.getsockname()[1]).update_query_dict({"timeout": "0.2"})
+        async with asyncio.timeout(5):
+            with pytest.raises(ConnectTimeout, match=r"within 0\.2 s"):
+                await Database(mute, timeouts=Timeouts(connect=60)).fetch_val("SELECT 1")
+
+
+async def check_pool(url: URL) -> None:
+    """Have `test_database_url` do it: all drivers have these names."""
 
 
 async def check_application_name(url: URL) -> None:
@@ -123,6 +137,13 @@ CHECKS: dict[str, Callable[[URL], Awaitable[None]]] = {
     "sslkey": check_file,
     "target_session_attrs": check_target_session_attrs,
     "connect_timeout": check_connect_timeout,
+    "timeout": check_timeout,
+    "statement_cache_size": check_pool,
+    "min_size": check_pool,
+    "max_size": check_pool,
+    "max_inactive_connection_lifetime": check_pool,
+    "max_queries": check_pool,
+    "command_timeout": check_pool,
     "application_name": check_application_name,
     "options": check_options,
     "gssencmode": check_gssencmode,

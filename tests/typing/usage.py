@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelSession
 from loopsafe_db import (
     Connection,
     Database,
+    DatabaseURL,
     LoopLocal,
     PoolLimits,
     PoolStats,
@@ -45,7 +46,7 @@ def handles(url: URL) -> None:
         configure(url, name="x", pool=PoolLimits(4), timeouts=Timeouts(), scope="loop"), Database
     )
     assert_type(Database(url, application_name="me", password=lambda: "secret"), Database)
-    assert_type(get_database().url, sa.URL)
+    assert_type(get_database().url, DatabaseURL)
     assert_type(get_database().engine, AsyncEngine)
     assert_type(get_database().is_connected, bool)
     assert_type(get_database().stats(), PoolStats)

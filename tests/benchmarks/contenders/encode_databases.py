@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tests.benchmarks.contenders.calls import calls_of
 from tests.benchmarks.harness import NAMED, Child, in_one_loop, run_each
 
 
@@ -18,11 +19,16 @@ def connect_per_run(child: Child) -> Any:
     return run_each(child, job)
 
 
-def long_loop(child: Child) -> Any:
+def _connected(child: Child) -> Any:
     package = importlib.import_module("databases")
     database = package.Database(child.url, min_size=1, max_size=5)
     child.long_loop.run(database.connect())
+    return database
+
+
+def long_loop(child: Child) -> Any:
+    database = _connected(child)
     return in_one_loop(child, lambda n: database.fetch_val(NAMED, {"n": n}))
 
 
-CASES = {"connect per run": connect_per_run, "loop": long_loop}
+CASES = {"connect per run": connect_per_run, "loop": long_loop, **calls_of(_connected)}

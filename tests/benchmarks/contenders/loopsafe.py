@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from loopsafe_db import Database, get_database
+from tests.benchmarks.contenders.calls import calls_of
 from tests.benchmarks.contenders.plain_sqlalchemy import ask_in
 from tests.benchmarks.harness import (
     LAST_ROW,
@@ -140,4 +141,5 @@ CASES = {
     "handle": handle,
     "empty call": empty_call,
     "growth": growth,
+    **calls_of(lambda child: Database(child.url)),
 }

@@ -43,9 +43,33 @@ async def insert_many_mappings(world: World) -> Any:
 async def insert_many_with_other_keys_per_row(world: World) -> Any:
     async with world.database(notes) as database:
         rows = [{"text": "a", "completed": True}, {"text": "b"}, {"completed": False}]
-        return await attempt(database.execute_many(notes.insert(), rows)), await rows_of(
-            database, ALL
-        )
+        await database.execute_many(notes.insert(), rows)
+        return await rows_of(database, ALL)
+
+
+async def insert_many_with_other_keys_per_row_fails_half_way(world: World) -> Any:
+    async with world.database(notes) as database:
+        rows = [{"id": 1, "text": "a"}, {"id": 2}, {"id": 1, "text": "c"}]
+        outcome = await attempt(database.execute_many(notes.insert(), rows))
+        return outcome, [row.id for row in await database.fetch_all(ALL)]
+
+
+async def update_many_with_other_keys_per_row(world: World) -> Any:
+    async with world.database(notes) as database:
+        await database.execute_many(notes.insert(), THREE)
+        rows = [{"text": "first"}, {"completed": None}, {"text": "last"}]
+        await database.execute_many(notes.update().where(notes.c.id > 1), rows)
+        return await rows_of(database, ALL)
+
+
+async def insert_and_update_with_sql_among_the_values(world: World) -> Any:
+    async with world.database(notes) as database:
+        lower = sa.func.lower("LOWER")
+        await database.execute(notes.insert(), {"text": lower, "completed": True})
+        await database.execute_many(notes.insert(), [{"text": "two"}, {"text": lower}])
+        where = notes.update().where(notes.c.id == 2)
+        await database.execute(where, {"text": notes.c.text + "!", "completed": sa.null()})
+        return await rows_of(database, ALL)
 
 
 async def insert_many_fails_half_way(world: World) -> Any:

@@ -79,9 +79,26 @@ async def row_by_a_labelled_column(world: World) -> Any:
 async def row_by_the_column_behind_a_label(world: World) -> Any:
     async with world.database(notes) as database:
         await database.execute(notes.insert().values(id=1, text="x"))
+        query = sa.select(notes.c.text.label("title"), notes.c.id.label("number"))
+        row = await database.fetch_one(query)
+        streamed = [row[notes.c.text] async for row in database.iterate(query)]
+        return row[notes.c.text], row[notes.c.id], streamed
+
+
+async def row_by_the_label_itself(world: World) -> Any:
+    async with world.database(notes) as database:
+        await database.execute(notes.insert().values(id=1, text="x"))
         label = notes.c.text.label("title")
         row = await database.fetch_one(sa.select(label))
-        return attempt_call(lambda: row[notes.c.text]), attempt_call(lambda: row[label])
+        return attempt_call(lambda: row[label])
+
+
+async def row_by_the_column_of_a_table_that_is_defined_twice(world: World) -> Any:
+    async with world.database(notes) as database:
+        await database.execute(notes.insert().values(id=1, text="x"))
+        again = notes.to_metadata(sa.MetaData())
+        row = await database.fetch_one(notes.select())
+        return row[again.c.text], row[again.c.id]
 
 
 async def row_without_such_a_column(world: World) -> Any:

@@ -280,7 +280,7 @@ async def decorator_used_concurrently(world: World) -> Any:
         async def write(text: str) -> None:
             await _add(database, text)
 
-        seen = await asyncio.gather(*(add(text) for text in "abc"))
+        seen = await attempt(asyncio.gather(*(add(text) for text in "abc")), timeout=1)
         await asyncio.gather(*(write(text) for text in "abc"))
         return seen, sorted(await _texts(database))
 
@@ -395,7 +395,7 @@ async def children_have_transactions_of_their_own(world: World) -> Any:
                 return await _texts(database)
 
         async with database.transaction():
-            seen = await asyncio.create_task(child())
+            seen = await attempt(asyncio.create_task(child()), timeout=1)
             await _add(database)
         return seen, await _texts(database)
 

@@ -268,13 +268,15 @@ def test_a_failed_branch_fails_the_workflow_and_a_retry_repeats_only_what_ended_
     conductor.fail(bad, "broken")
     failed = conductor.ended(workflow_id)
 
-    assert statuses(failed) == [
+    *branches, join = statuses(failed)
+    assert branches == [
         ("fork", "COMPLETED"),
         (refs[0], "COMPLETED"),
         (refs[1], "FAILED"),
         (refs[2], "CANCELED"),
-        ("fork_join", "CANCELED"),
     ]
+    # The real server looks at its joins from time to time: such a look may come first.
+    assert join in [("fork_join", "CANCELED"), ("fork_join", "FAILED")]
     assert conductor.call("POST", f"/workflow/{workflow_id}/retry").status == 204
     again = [conductor.take(unique("track")) for _ in range(2)]
     assert sorted(task["referenceTaskName"] for task in again) == refs[1:]

@@ -1,0 +1,144 @@
+"""SQLAlchemy's side of ``force_rollback``: engines and sessions work on the one connection, in turn.
+
+Each checkout is a record of its own on that connection. The dialect's begin, commit and rollback become those of a
+savepoint there, and each statement takes its turn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy.pool.base import _ConnectionRecord
+from sqlalchemy.util import await_only
+
+from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.engines.pool import SharedQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from loopsafe_db.engines.entry import PoolEntry
+
+
+class Pinned(Protocol):
+    """What is asked of the connection that everybody works on."""
+
+    @property
+    def turn(self) -> AbstractAsyncContextManager[PoolEntry]:
+        """What an operation holds while it runs; taking it opens the connection."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, in a transaction."""
+
+    async def begin(self, options: TransactionOptions) -> Any:
+        """Begin a savepoint."""
+
+    async def commit(self, opened: Any) -> None:
+        """Release it."""
+
+    async def rollback(self, opened: Any) -> None:
+        """Roll back to it."""
+
+    def doubt(self) -> None:
+        """End the connection."""
+
+
+class PinnedQueue(SharedQueue):
+    """A pool whose checkouts all have the one connection."""
+
+    def _do_get(self) -> Any:
+        return PinnedRecord(self, self._lender.pinned)
+
+    def _do_return_conn(self, record: Any) -> None:
+        pass
+
+
+class PinnedRecord(_ConnectionRecord):
+    """One checkout of the one connection.
+
+    Attributes:
+        raw: The driver's own connection.
+        opened: The savepoint of its transaction, if it has begun one.
+    """
+
+    raw: Any = None
+    opened: Any = None
+    dbapi_connection: Any
+
+    def __init__(self, pool: PinnedQueue, pinned: Pinned) -> None:
+        super().__init__(pool, connect=False)
+        self._pinned = pinned
+
+    def get_connection(self) -> Any:
+        """Give SQLAlchemy's connection; this awaits, in a greenlet."""
+
+        async def find() -> None:
+            async with self._pinned.turn as entry:
+                self.dbapi_connection, self.raw = entry.dbapi_connection, entry.raw
+
+        await_only(find())
+        return self.dbapi_connection
+
+    def begin(self) -> None:
+        """Begin a transaction: a savepoint."""
+        self.opened = await_only(self._pinned.begin(TransactionOptions()))
+        self.opened.block.enter()
+
+    def end(self, how: Callable[[Any], Any]) -> None:
+        """Commit or roll back what has begun, if anything has."""
+        opened, self.opened = self.opened, None
+        if opened is not None:
+            opened.block.leave()
+            await_only(how(opened))
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
+        """End the connection: SQLAlchemy does not know its state."""
+        self.dbapi_connection = None
+        self._pinned.doubt()
+
+
+def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
+    """Have an engine whose pool is a `PinnedQueue` keep its transactions and statements in order."""
+    dialect: Any = engine.sync_engine.dialect
+    dialect.set_isolation_level = _keeping_to_autocommit(dialect.set_isolation_level)
+    dialect.do_begin = _on_record(PinnedRecord.begin)
+    dialect.do_commit = _on_record(lambda record: record.end(pinned().commit))
+    dialect.do_rollback = _on_record(lambda record: record.end(pinned().rollback))
+    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+        setattr(dialect, name, _in_turn(pinned, getattr(dialect, name)))
+
+
+def _on_record(do: Callable[[PinnedRecord], None]) -> Callable[[Any], None]:
+    def call(fairy: Any) -> None:
+        record = fairy._connection_record  # noqa: SLF001
+        if isinstance(record, PinnedRecord):  # else the connection is being opened
+            do(record)
+
+    return call
+
+
+def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Callable[..., None]:
+    def call(*args: Any) -> None:
+        if not pinned().is_open:  # it is being opened, by whoever has the turn
+            execute(*args)
+            return
+        turn = pinned().turn
+        await_only(turn.__aenter__())
+        try:
+            execute(*args)
+        finally:
+            await_only(turn.__aexit__(None, None, None))
+
+    return call
+
+
+def _keeping_to_autocommit(set_level: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def call(connection: Any, level: Any) -> None:
+        if level == "AUTOCOMMIT":  # any other is that of the transaction around everything
+            set_level(connection, level)
+
+    return call

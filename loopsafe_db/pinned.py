@@ -1,0 +1,208 @@
+"""PinnedConnection: one connection for everybody, whose work is undone in the end. For tests."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loopsafe_db.connection import Connection
+from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.engines.holders import caller
+from loopsafe_db.errors import TransactionError
+from loopsafe_db.transaction import ROLLBACK_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Self
+
+    from loopsafe_db.connection import OpenTransaction
+    from loopsafe_db.drivers.base import DriverTransaction
+    from loopsafe_db.engines.entry import PoolEntry
+    from loopsafe_db.engines.pool import ConnectionPool
+
+T = TypeVar("T")
+STRANGER_PATIENCE = 1.0  # seconds for the transaction of an unrelated task to end
+
+
+class PinnedConnection(Connection):
+    """The one connection of a handle that was told ``force_rollback``. Should live as long as its pool.
+
+    Every task of every loop and thread works on it, in turn: between two operations it is in the pool, which has
+    no other, and any loop may take it. A transaction that is never committed surrounds it all, so that the
+    transactions of the program are savepoints. An operation outside of those is one, too: what fails is undone
+    alone, as if it had committed by itself.
+
+    A clause that is cancelled ends its connection, as SQLAlchemy has it: then all is lost, and every operation says
+    so until `Database.disconnect`.
+
+    Attributes:
+        outlives_disconnect: Whether it is undone by somebody else than `Database.disconnect`.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__(pool)
+        self._turn = self._lease = _Lease(self)
+        self._around: DriverTransaction | None = None
+        self._lost = False
+        self.outlives_disconnect = False
+
+    async def __aenter__(self) -> Self:
+        async with self._turn:
+            return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody is inside of its block: it is never given back."""
+        return True
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open: always."""
+        return True
+
+    @property
+    def raw_connection(self) -> Any:
+        """The driver's own connection, usable in the running loop until others use it; once it has been entered."""
+        self._check()
+        self._driver.move(self._raw)
+        return self._raw
+
+    async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """Run one operation in turn, so that its failure undoes nothing else."""
+        async with self._turn:
+            if self._transactions:
+                return await operation(self._raw)
+            savepoint = self._driver.transaction(self._raw, TransactionOptions())
+            await savepoint.start()
+            try:
+                result = await operation(self._raw)
+            except BaseException:
+                await self._undo(savepoint)
+                raise
+            await savepoint.commit()
+            return result
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, in the transaction around everything."""
+        return self._around is not None
+
+    @property
+    def turn(self) -> _Lease:
+        """What an operation holds while it runs."""
+        return self._lease
+
+    async def begin(self, options: TransactionOptions) -> OpenTransaction:
+        """Begin a savepoint; a stranger's that is open for long has this one inside of it."""
+        opened = await self._begin_within(options, STRANGER_PATIENCE)
+        if opened is None:
+            async with self._turn:
+                opened = await self._begin(options)
+        return opened
+
+    async def commit(self, opened: OpenTransaction) -> None:
+        """Release a savepoint. One with others inside just stays: sessions may end in any order.
+
+        Raises:
+            TransactionError: It has been undone with the one around it.
+        """
+        async with self._turn:
+            if self._transactions[-1:] != [opened] and opened in self._transactions:
+                self._transactions.remove(opened)
+            else:
+                await super().commit(opened)
+
+    def left_open(self) -> list[str]:
+        """Tell who has begun what has not ended, and where."""
+        return [opened.holder for opened in self._transactions]
+
+    async def undo(self) -> None:
+        """Undo all that was done; the connection has nothing left then, and may be closed."""
+        if self._around is not None and not self._lost:
+            with suppress(TransactionError):  # it is lost
+                async with self._turn:
+                    await self._undo(self._around)
+        self._transactions.clear()
+        self._around = self._raw = self._sqlalchemy = None
+        self._lost = False
+
+    def doubt(self) -> None:
+        """End the connection: what was done on it cannot be told any more."""
+        if self._entry is not None:
+            self._entry.terminate()
+
+    # -- what `_Lease` calls
+
+    async def take(self) -> PoolEntry:
+        """Get the connection, which nobody else has then, into the running loop."""
+        entry = await self._pool.acquire()
+        try:
+            if self._around is None:
+                around = self._driver.transaction(entry.raw, TransactionOptions())
+                await around.start()
+                self._entry, self._raw, self._around = entry, entry.raw, around
+            self._lost |= entry.raw is not self._raw
+            if self._lost:
+                raise TransactionError(
+                    "the connection that force_rollback kept has been lost, with all that was done on it"
+                )
+        except BaseException:
+            self._pool.give_back(entry)
+            raise
+        return entry
+
+    def put(self, entry: PoolEntry) -> None:
+        """Let others have it."""
+        self._pool.give_back(entry)
+
+    # -- below
+
+    def _check(self) -> None:
+        """Refuse nobody."""
+
+    async def _begin(self, options: TransactionOptions) -> OpenTransaction:
+        if not self._transactions:  # its options can only be those of the transaction around it
+            options = TransactionOptions()
+        opened = await super()._begin(options)
+        opened.begun_at = caller()
+        return opened
+
+    async def _undo(self, transaction: DriverTransaction) -> None:
+        """Roll back in 2 s, or end the connection."""
+        try:
+            async with asyncio.timeout(ROLLBACK_TIMEOUT):
+                await transaction.rollback()
+        except Exception:  # noqa: BLE001 (whatever it is, the server rolls back)
+            self.doubt()
+
+
+class _Lease:
+    """The turn of one operation: the pool's only connection, lent. A task may take it again while it has it."""
+
+    def __init__(self, connection: PinnedConnection) -> None:
+        self._connection = connection
+        self._holder: asyncio.Task[Any] | None = None
+        self._depth = 0
+        self._entry: PoolEntry
+
+    def locked(self) -> bool:
+        """Tell whether somebody has it."""
+        return self._holder is not None
+
+    async def __aenter__(self) -> PoolEntry:
+        task = asyncio.current_task()
+        if self._holder is not task:
+            self._entry = await self._connection.take()
+            self._holder = task
+        self._depth += 1
+        return self._entry
+
+    async def __aexit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._holder = None
+            self._connection.put(self._entry)

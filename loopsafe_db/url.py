@@ -1,0 +1,217 @@
+"""DatabaseURL: a URL as the text that it was given as, and in parts, as SQLAlchemy's `URL` has them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from loopsafe_db.errors import InvalidURLError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_USERINFO = re.compile(
+    r"[@/?#\[\]\s]"
+)  # what ends a user or a password, if it stands there as it is
+_DECODES_DATABASE = make_url("x:///%41").database == "A"  # SQLAlchemy does so from 2.1
+
+
+class DatabaseURL(URL):
+    """A database's URL: a text that stays as it was given, and SQLAlchemy's `URL` of it.
+
+    ``str()`` is the text, password included; ``repr()`` masks it. It equals that text and other URLs of the same
+    text, and a plain `URL` that has the same parts (though that hashes differently). What SQLAlchemy's methods
+    make of it (``set``, ``update_query_dict``) has parts first, and its text is what these look like.
+
+    `URL` has ``drivername``, ``username``, ``password``, ``host``, ``port``, ``database`` and ``query``; the rest
+    is as in the package `databases`. ``postgres://`` has the driver name ``postgresql``, and keeps its text.
+    """
+
+    _text: str | None = None  # None: not written yet
+
+    def __new__(cls, url: str | URL) -> Self:
+        """Read a URL.
+
+        Raises:
+            InvalidURLError: The text cannot be read.
+            TypeError: It is neither a text nor a URL.
+        """
+        if isinstance(url, URL):
+            parts, text = url, getattr(url, "_text", None)
+        elif isinstance(url, str):
+            parts, text = _read(url), str(url)
+        else:
+            raise TypeError(f"a DatabaseURL is made of a text or a URL, not of {url!r}")
+        if "@" in (parts.host or ""):  # the end of a password, which is not to be shown
+            raise InvalidURLError("there is a second @ before the host: in a password it is %40")
+        if parts.drivername == "postgres":
+            text = _written(parts) if text is None else text
+            parts = parts.set(drivername="postgresql")
+        made: Self = _restored(cls, tuple(parts), text)
+        return made
+
+    @classmethod
+    def create(cls, *args: Any, **parts: Any) -> Self:
+        """Put a URL together, as ``URL.create`` does."""
+        return cls(URL.create(*args, **parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), tuple(self), self._text)
+
+    def __copy__(self) -> Self:
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = _written(self)
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.obscure_password!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (str, DatabaseURL)):
+            return str(self) == str(other)
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def components(self) -> SplitResult:
+        """What ``urllib.parse.urlsplit`` makes of the text."""
+        text = str(self)
+        return _split(text, self) or urlsplit(_written(self))
+
+    @property
+    def scheme(self) -> str:
+        """All before ``://``."""
+        return self.components.scheme
+
+    @property
+    def dialect(self) -> str:
+        """The SQL: ``postgresql`` of ``postgresql+asyncpg``."""
+        return self.scheme.partition("+")[0]
+
+    @property
+    def driver(self) -> str:
+        """The library: ``asyncpg`` of ``postgresql+asyncpg``; empty if none is named."""
+        return self.scheme.partition("+")[2]
+
+    @property
+    def netloc(self) -> str:
+        """User, password, host and port, as they stand in the text."""
+        return self.components.netloc
+
+    @property
+    def userinfo(self) -> bytes | None:
+        """User and password, as they stand in the text; None without a user."""
+        parts = self.components
+        if not parts.username:
+            return None
+        return ":".join(filter(None, (parts.username, parts.password))).encode()
+
+    @property
+    def hostname(self) -> str | None:
+        """The host, or what the query says in its place: ``?host=/var/run/postgresql``."""
+        return self.components.hostname or self.options.get("host") or self.options.get("unix_sock")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The query, as the text has it."""
+        return dict(parse_qsl(self.components.query))
+
+    @property
+    def obscure_password(self) -> str:
+        """The text, with eight stars for the password."""
+        return self._rewritten({"password": "********"}) if self.password else str(self)
+
+    def replace(self, **changes: Any) -> DatabaseURL:
+        """Give a URL with other parts; all else in its text stays as it is.
+
+        Args:
+            changes: Any of ``dialect``, ``driver`` (None for no driver), ``username``, ``password``, ``hostname``,
+                ``port``, ``database``; or the parts of a `urllib.parse.SplitResult`: ``query=""`` drops the
+                query. They are taken as they are: special characters are percent-encoded where they could not
+                stand, a ``%`` never is.
+        """
+        return type(self)(self._rewritten(changes))
+
+    def _rewritten(self, changes: dict[str, Any]) -> str:
+        parts, changes = self.components, dict(changes)
+        if changes.keys() & {"username", "password", "hostname", "port"}:
+            changes["netloc"] = _netloc(
+                _encoded(changes.pop("username", parts.username), colon="%3A"),
+                _encoded(changes.pop("password", parts.password), colon=":"),
+                changes.pop("hostname", parts.hostname) or "",
+                changes.pop("port", self.port),
+            )
+        if "database" in changes:
+            database = changes.pop("database").replace("?", "%3F").replace("#", "%23")
+            changes["path"] = f"/{database}"
+        if changes.keys() & {"dialect", "driver"}:
+            dialect = changes.pop("dialect", self.dialect)
+            driver = changes.pop("driver", self.driver)
+            changes["scheme"] = f"{dialect}+{driver}" if driver else dialect
+        parts = parts._replace(**changes)
+        query = f"?{parts.query}" if parts.query else ""
+        fragment = f"#{parts.fragment}" if parts.fragment else ""
+        return f"{parts.scheme}://{parts.netloc}{parts.path}{query}{fragment}"
+
+
+def _restored(kind: type[Any], parts: tuple[Any, ...], text: str | None) -> Any:
+    url = tuple.__new__(kind, parts)
+    url._text = text  # noqa: SLF001
+    return url
+
+
+def _read(text: str) -> URL:
+    try:
+        parts = make_url(text)
+    except (ArgumentError, ValueError):
+        # The text may hold a password anywhere, so no part of it is shown.
+        raise InvalidURLError(f"not a database URL (a text of {len(text)} characters)") from None
+    if parts.database and not _DECODES_DATABASE:
+        parts = parts.set(database=unquote(parts.database))
+    return parts
+
+
+def _written(parts: URL) -> str:
+    if parts.database and not _DECODES_DATABASE:
+        parts = parts.set(database=quote(parts.database, safe=" +/:"))
+    return parts.render_as_string(hide_password=False)
+
+
+def _split(text: str, url: URL) -> SplitResult | None:
+    """Split a text; None if SQLAlchemy, which takes a password as it is, has read another one."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that are no IPv6 address
+        return None
+    found = [None if part is None else unquote(part) for part in (parts.username, parts.password)]
+    return parts if found == [url.username, url.password] else None
+
+
+def _netloc(username: str | None, password: str | None, host: str, port: int | None) -> str:
+    host = f"[{host}]" if ":" in host else host
+    place = host if port is None else f"{host}:{port}"
+    if username is None:
+        return place
+    return f"{username}@{place}" if password is None else f"{username}:{password}@{place}"
+
+
+def _encoded(given: str | None, *, colon: str) -> str | None:
+    """Encode what would end a user or a password."""
+    if given is None:
+        return None
+    return _USERINFO.sub(lambda found: quote(found[0], safe=""), given).replace(":", colon)

@@ -1,0 +1,200 @@
+"""`force_rollback`: everybody works on one connection, over tasks, loops and threads, and all of it is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db import Database
+from loopsafe_db.errors import TransactionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+COUNT = "SELECT count(*) FROM things"
+INSERT = "INSERT INTO things (id) VALUES (:id)"
+things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+
+
+@pytest.fixture
+async def undone(database: Database) -> AsyncIterator[Database]:
+    """A handle whose work is undone; afterwards nothing of it is there."""
+    await database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    undone = Database(database.url, force_rollback=True)
+    yield undone
+    await undone.disconnect()
+    assert await database.fetch_val(COUNT) == 0
+
+
+def in_thread(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine in a thread and loop of its own, while the caller's loop is blocked."""
+    outcomes: list[Any] = []
+    thread = threading.Thread(target=lambda: outcomes.append(asyncio.run(work())))
+    thread.start()
+    thread.join(20)
+    return outcomes[0]
+
+
+async def test_everybody_sees_what_was_done_until_it_is_undone(undone: Database) -> None:
+    async with undone:
+        await undone.execute(INSERT, {"id": 1})
+        await undone.execute(things.insert(), {"id": 2})
+        async with undone.transaction(isolation="serializable"):
+            await undone.execute_many(INSERT, [{"id": 3}, {"id": 4}])
+        assert await asyncio.gather(*(undone.fetch_val(COUNT) for _ in range(3))) == [4] * 3
+        assert in_thread(lambda: undone.fetch_val(COUNT)) == 4
+        assert len([row async for row in undone.iterate(things.select())]) == 4
+    assert not undone.is_connected
+    assert await undone.fetch_val(COUNT) == 0
+
+
+async def test_threads_and_tasks_take_turns(undone: Database) -> None:
+    async def write(first: int) -> None:
+        async def one(number: int) -> None:
+            async with undone.transaction():
+                await undone.execute(INSERT, {"id": number})
+                await undone.fetch_val(things.select())
+
+        await asyncio.gather(*(one(first + n) for n in range(5)))
+
+    await asyncio.gather(
+        *(asyncio.to_thread(asyncio.run, write(first)) for first in range(0, 40, 10)), write(100)
+    )
+    assert await undone.fetch_val(COUNT) == 25
+
+
+async def test_the_work_of_one_loop_after_another_is_kept(undone: Database) -> None:
+    for number in range(3):
+        in_thread(partial(undone.execute, INSERT, {"id": number}))
+    assert await undone.fetch_val(COUNT) == 3
+
+
+async def test_what_fails_is_undone_alone(undone: Database) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    for query in (INSERT, things.insert()):
+        with pytest.raises(Exception, match=r"(?i)unique"):
+            await undone.execute(query, {"id": 1})
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with undone.transaction():
+            await undone.execute(INSERT, {"id": 2})
+            raise ZeroDivisionError
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await undone.execute_many(INSERT, [{"id": 3}, {"id": 1}])
+    assert await undone.fetch_val(COUNT) == 1
+
+
+async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strangers(
+    undone: Database,
+) -> None:
+    order: list[str] = []
+    begun = asyncio.Event()
+
+    async def stranger() -> None:
+        await begun.wait()
+        async with undone.transaction():
+            order.append("stranger")
+
+    async def child() -> None:
+        async with undone.transaction():
+            await undone.execute(INSERT, {"id": 1})
+            order.append("child")
+
+    waiting = asyncio.create_task(stranger())
+    async with undone.transaction():
+        begun.set()
+        await asyncio.sleep(0.05)
+        await asyncio.gather(child(), undone.fetch_val(COUNT))
+        order.append("around")
+    await waiting
+    assert order == ["child", "around", "stranger"]
+
+
+SLOW = (
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 30000000) "
+    "SELECT count(*) FROM n"
+)
+
+
+async def test_a_text_that_is_cancelled_takes_nothing_with_it(undone: Database) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    with pytest.raises(TimeoutError):
+        await undone.fetch_val(SLOW, timeout=0.05)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await undone.fetch_val(SLOW)
+    assert await undone.fetch_val(COUNT) == 1
+
+
+async def test_a_clause_that_is_cancelled_takes_all_with_it_and_everybody_is_told(
+    undone: Database,
+) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    with pytest.raises(TimeoutError):
+        await undone.fetch_val(sa.text(SLOW), timeout=0.05)
+    for _ in range(2):
+        with pytest.raises(TransactionError, match="has been lost"):
+            await undone.fetch_val(COUNT)
+    await undone.disconnect()
+    assert await undone.fetch_val(COUNT) == 0
+
+
+async def test_in_a_block_and_no_longer(undone: Database) -> None:
+    plain = Database(undone.url)
+    seen = []
+    with plain.force_rollback():
+        for _ in range(2):
+            async with plain:
+                await plain.execute(INSERT, {"id": 1})
+                seen.append(await plain.fetch_val(COUNT))
+        await plain.execute(INSERT, {"id": 1})  # undone by the end of the block
+    seen.append(await plain.fetch_val(COUNT))
+    assert seen == [1, 1, 0]
+
+
+async def test_sessions_and_engines_take_part(undone: Database) -> None:
+    async with undone.session.begin() as session:
+        await session.execute(things.insert().values(id=1))
+        assert await undone.fetch_val(COUNT) == 1
+        async with undone.transaction():
+            await session.execute(things.insert().values(id=2))
+        with pytest.raises(Exception, match=r"(?i)unique"):
+            async with session.begin_nested():
+                await session.execute(things.insert().values(id=2))
+    async with undone.session() as session:
+        await session.execute(things.insert().values(id=3))
+        await session.rollback()
+        assert await session.scalar(sa.select(sa.func.count()).select_from(things)) == 2
+    async with undone.engine.begin() as connection:
+        await connection.execute(things.insert().values(id=4))
+    assert in_thread(partial(undone.fetch_val, COUNT)) == 3
+
+
+async def test_a_session_that_fails_undoes_its_own_work(undone: Database) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    async with undone.session() as session:
+        with pytest.raises(sa.exc.IntegrityError):
+            await session.execute(things.insert().values(id=1))
+        await session.rollback()
+        await session.execute(things.insert().values(id=2))
+        await session.commit()
+    assert await undone.fetch_val(COUNT) == 2
+
+
+async def test_sessions_of_tasks_and_threads_take_turns_and_end_in_any_order(
+    undone: Database,
+) -> None:
+    async def write(first: int) -> None:
+        async with undone.session() as one, undone.session() as other:
+            await one.execute(things.insert().values(id=first))
+            await other.execute(things.insert().values(id=first + 1))
+            await one.commit()
+            await other.commit()
+
+    threads = (asyncio.to_thread(asyncio.run, write(first)) for first in range(0, 40, 10))
+    await asyncio.gather(*threads, write(100), write(110))
+    assert await undone.fetch_val(COUNT) == 12

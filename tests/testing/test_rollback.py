@@ -1,0 +1,138 @@
+"""RolledBack: what a test does is undone, whoever did it, in whichever loop, and the connection stays."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db.testing.rollback import RolledBack
+from loopsafe_db.testing.statements import assert_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loopsafe_db import Database
+
+COUNT = "SELECT count(*) FROM things"
+INSERT = "INSERT INTO things (id) VALUES (:id)"
+things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+
+
+@pytest.fixture
+def rolled_back(database: Database) -> Iterator[RolledBack]:
+    asyncio.run(database.execute("CREATE TABLE things (id integer PRIMARY KEY)"))
+    rolled_back = RolledBack(database)
+    yield rolled_back
+    rolled_back.close()
+    assert asyncio.run(database.fetch_val(COUNT)) == 0
+
+
+def test_each_block_begins_with_what_was_there_before_on_the_same_connection(
+    database: Database, rolled_back: RolledBack
+) -> None:
+    opened = []
+    for _ in range(3):
+        with rolled_back:
+            asyncio.run(database.execute(INSERT, {"id": 1}))
+            assert asyncio.run(database.fetch_val(COUNT)) == 1
+            opened.append(database.stats().opened)
+        assert asyncio.run(database.fetch_val(COUNT)) == 0
+    assert opened == [1, 1, 1]
+
+
+def test_everybody_takes_part(database: Database, rolled_back: RolledBack) -> None:
+    async def write(number: int) -> None:
+        async with database.transaction():
+            await database.execute(INSERT, {"id": number})
+        async with database.session.begin() as session:
+            await session.execute(things.insert().values(id=number + 1))
+
+    with rolled_back:
+        asyncio.run(write(1))
+        thread = threading.Thread(target=lambda: asyncio.run(write(3)))
+        thread.start()
+        thread.join()
+        with asyncio.Runner() as runner:
+            runner.run(write(5))
+            assert runner.run(database.fetch_val(COUNT)) == 6
+
+
+def test_an_application_may_disconnect(database: Database, rolled_back: RolledBack) -> None:
+    async def lifespan() -> None:
+        async with database:
+            await database.execute(INSERT, {"id": 1})
+
+    with rolled_back:
+        asyncio.run(lifespan())
+        asyncio.run(lifespan_again(database))
+        assert asyncio.run(database.fetch_val(COUNT)) == 2
+
+
+async def lifespan_again(database: Database) -> None:
+    await database.connect()
+    await database.execute(INSERT, {"id": 2})
+    await database.disconnect()
+
+
+async def test_where_a_loop_runs_already(database: Database) -> None:
+    await database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    rolled_back = RolledBack(database)
+    with rolled_back:
+        await database.execute(INSERT, {"id": 1})
+    rolled_back.close()
+    assert await database.fetch_val(COUNT) == 0
+
+
+def test_what_was_left_open_is_told_with_its_place(
+    database: Database, rolled_back: RolledBack
+) -> None:
+    async def forget() -> None:
+        await database.transaction()
+        session = database.session()
+        await session.execute(things.select())
+        kept.append(session)
+
+    kept: list[Any] = []
+    with rolled_back:
+        asyncio.run(forget())
+        transaction, session = rolled_back.left_open
+    asyncio.run(kept[0].close())
+    assert f"{__file__}:{forget.__code__.co_firstlineno + 1}" in transaction
+    assert f"{__file__}:{forget.__code__.co_firstlineno + 3}" in session
+
+
+@pytest.mark.parametrize("kind", ["rolled back", "plain"])
+def test_statements_are_counted_whoever_sends_them(
+    database: Database, rolled_back: RolledBack, kind: str
+) -> None:
+    async def ask() -> None:
+        await database.fetch_val(COUNT)
+        await database.fetch_all(things.select())
+        async with database.session.begin() as session:
+            await session.execute(things.select())
+        async with database.transaction():
+            assert [row async for row in database.iterate(things.select())] == []
+
+    def check() -> None:
+        with assert_queries(4, database=database) as sent:
+            asyncio.run(ask())
+        assert sent[0] == COUNT
+        assert all("things" in statement for statement in sent)
+        with (
+            pytest.raises(
+                AssertionError, match=r"4 statements were sent, not at most 3:\n  1\. SE"
+            ),
+            assert_queries(max=3, database=database),
+        ):
+            asyncio.run(ask())
+
+    if kind == "rolled back":
+        with rolled_back:
+            check()
+            assert len(rolled_back.statements) == 8
+    else:
+        check()
