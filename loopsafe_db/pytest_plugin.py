@@ -5,21 +5,26 @@ Projects that use none of its fixtures pay for this file alone: what it needs is
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from loopsafe_db.database import Database
+    from loopsafe_db.testing.rollback import RolledBack
     from loopsafe_db.testing.schemas import Schema
     from loopsafe_db.testing.servers import PostgresServer, Template
 
 URL_VARIABLE = "LOOPSAFE_TEST_URL"
 CLEANING = ("truncate", "template")
+_STATEMENTS = pytest.StashKey[list[Any]]()
 
 
 # -- options
@@ -33,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="where tests make their databases: a PostgreSQL server whose user may create databases, or sqlite:// "
         f"(default: ${URL_VARIABLE}, then loopsafe_url in the ini file, then a private PostgreSQL)",
+    )
+    group.addoption(
+        "--loopsafe-leaks",
+        choices=("error", "warn", "off"),
+        default="warn",
+        help="what a test that leaves transactions, connections, tasks or loops behind gets (default: warn)",
     )
     parser.addini("loopsafe_url", "like --loopsafe-url, which goes before it", default="")
     parser.addini(
@@ -49,6 +60,124 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "loopsafe_clean(how): 'truncate' or 'template', for loopsafe_db_committed in this test",
     )
+
+
+# -- rolled back
+
+
+@pytest.fixture(scope="session")
+def _loopsafe_rolled_back(loopsafe_db_url: str) -> Iterator[RolledBack]:
+    """The default handle, which is that of the tests for the rest of the run."""
+    from loopsafe_db.testing.rollback import RolledBack
+    from loopsafe_db.testing.schemas import configured
+
+    with configured(loopsafe_db_url) as database:
+        rolled_back = RolledBack(database)
+        yield rolled_back
+        rolled_back.close()
+
+
+@pytest.fixture
+def loopsafe_db(
+    request: pytest.FixtureRequest, _loopsafe_rolled_back: RolledBack
+) -> Iterator[Database]:
+    """The default database, which `get_database` gives; what anybody does with it in the test is undone."""
+    yield from _undone(request.node, _loopsafe_rolled_back)
+
+
+@pytest.fixture(scope="session")
+def _loopsafe_named(_loopsafe_template: Template) -> Iterator[Callable[[str], RolledBack]]:
+    from loopsafe_db.testing.rollback import RolledBack
+    from loopsafe_db.testing.schemas import configured
+
+    made: dict[str, RolledBack] = {}
+    with ExitStack() as stack:
+
+        def name_one(name: str) -> RolledBack:
+            if name not in made:
+                url = _loopsafe_template.create()
+                stack.callback(_loopsafe_template.drop, url)
+                made[name] = RolledBack(stack.enter_context(configured(url, name)))
+                stack.callback(made[name].close)
+            return made[name]
+
+        yield name_one
+
+
+@pytest.fixture
+def loopsafe_db_named(
+    request: pytest.FixtureRequest, _loopsafe_named: Callable[[str], RolledBack]
+) -> Iterator[Callable[[str], Database]]:
+    """Gives a database of its own to each name that `get_database` is asked for, with the same tables; undone, too."""
+    with ExitStack() as stack:
+
+        def name_one(name: str) -> Database:
+            undone = contextmanager(_undone)(request.node, _loopsafe_named(name))
+            return stack.enter_context(undone)
+
+        yield name_one
+
+
+def _undone(item: Any, rolled_back: RolledBack) -> Iterator[Database]:
+    from loopsafe_db.testing.leaks import LeakWatch
+
+    watch = LeakWatch()
+    item.stash.setdefault(_STATEMENTS, []).append(rolled_back)
+    with rolled_back:
+        yield rolled_back.database
+        leaks = watch.find(loops=not _runs_in_a_plugins_loop(item))
+    _report_leaks(item, leaks)
+
+
+def _runs_in_a_plugins_loop(item: Any) -> bool:
+    """Tell whether a plugin makes the loop of a test, or of one of its fixtures, and closes it when it likes."""
+    return any(
+        name.endswith("_scoped_runner") or name == "anyio_backend" for name in item.fixturenames
+    )
+
+
+def _report_leaks(item: Any, leaks: list[str]) -> None:
+    how = item.config.getoption("--loopsafe-leaks")
+    if not leaks or how == "off":
+        return
+    text = "\n".join((f"{item.nodeid} left something behind:", *leaks))
+    if how == "error":
+        pytest.fail(text, pytrace=False)
+    warnings.warn(pytest.PytestWarning(text), stacklevel=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show, with a test that failed, what it has asked, and whose connection it was that another loop used."""
+    report = yield
+    if report.failed and call.when == "call":
+        for rolled_back in item.stash.get(_STATEMENTS, []):
+            if statements := rolled_back.statements:
+                shown = (f"{number}. {text}" for number, text in enumerate(statements, 1))
+                report.sections.append((f"SQL on {rolled_back.database!r}", "\n".join(shown)))
+        place = getattr(call.excinfo.value, "taken_at", "") if call.excinfo else ""
+        if hint := _fixture_of(item, place):
+            report.sections.append(("loopsafe_db", hint))
+    return report
+
+
+def _fixture_of(item: Any, place: str) -> str:
+    """Say which fixture has taken a connection at `place`, if one has."""
+    path, _, line = place.rpartition(":")
+    for name, definitions in item._fixtureinfo.name2fixturedefs.items():  # noqa: SLF001
+        function = inspect.unwrap(definitions[-1].func)
+        code = getattr(function, "__code__", None)
+        if code is None or code.co_filename != path:
+            continue
+        first = code.co_firstlineno
+        if first <= int(line) < first + len(inspect.getsourcelines(function)[0]):
+            return (
+                f"the connection was taken by the fixture {name!r} (scope {definitions[-1].scope!r}), in another "
+                "event loop than the one it was used in: let the fixture give the handle, or give both one loop_scope"
+            )
+    return ""
 
 
 # -- servers and databases

@@ -13,6 +13,7 @@ from loopsafe_db.testing.children import (
     call_in_child,
 )
 from loopsafe_db.testing.sequencer import SequenceError, Sequencer
+from loopsafe_db.testing.statements import assert_queries
 from loopsafe_db.testing.worker_task import MissingConductorError, WorkerResult, run_worker
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Sequencer",
     "StartMethod",
     "WorkerResult",
+    "assert_queries",
     "call_in_child",
     "run_worker",
 ]

@@ -22,15 +22,18 @@ class RolledBack:
 
     The connection stays open from one block to the next, so that a test costs a ``BEGIN`` and a ``ROLLBACK``. Sync,
     for it is left where no loop runs, or another one than the test's. Call `close` in the end.
+
+    Attributes:
+        database: The handle.
     """
 
     def __init__(self, database: Database) -> None:
-        self._database, self._place = database, object()
+        self.database, self._place = database, object()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._blocks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._blocks.enter_context(self._database._rolling_back(self._place))  # noqa: SLF001
+        self._blocks.enter_context(self.database._rolling_back(self._place))  # noqa: SLF001
         self._pool.pinned.outlives_disconnect = True  # an application under test may disconnect
         self._pool.record()
         self._pool.statements.clear()
@@ -64,7 +67,7 @@ class RolledBack:
 
     @property
     def _pool(self) -> Any:
-        return self._database._pool()  # noqa: SLF001
+        return self.database._pool()  # noqa: SLF001
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine in a loop of our own; in a thread of its own, where a loop runs in this one."""
