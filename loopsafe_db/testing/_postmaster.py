@@ -125,10 +125,12 @@ class Postmaster:
     def disown(self) -> None:
         """Let go of a server that is its parent's, or others' as well, without a warning that it runs."""
         for process in (self._process, self._guard):
-            if process is not None and process.poll() is None:
+            if process is None:
+                continue
+            if process.poll() is None:
                 process.returncode = 0  # nothing to wait for
-                if process.stdin is not None:
-                    process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def run_sql(self, statement: str) -> None:
         """Run one statement; by psql, so that it works inside a running event loop as well."""

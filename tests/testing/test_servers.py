@@ -206,7 +206,9 @@ def test_a_server_that_does_not_start_says_why_and_is_in_nobodys_way(tmp_path: P
         pytest.fail("it started")
     with SharedPostgres(tmp_path) as server:
         assert fetch_val(server.url, "SELECT 1") == 1
-        assert repr(server) == f"<SharedPostgres port {make_url(server.url).port}>"
+        url = server.url
+        assert repr(server) == f"<SharedPostgres port {make_url(url).port}>"
+    assert not answers(url)  # nobody is thought to be there still
 
 
 def test_a_server_has_no_url_before_its_block(tmp_path: Path) -> None:
