@@ -85,7 +85,8 @@ class Shared:
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock, self.users = folder / f"{name}.lock", folder / f"{name}.users"
+        self.lock: Path = folder / f"{name}.lock"
+        self.users: Path = folder / f"{name}.users"
         self._note = folder / f"{name}.json"
         self._held: int | None = None
         self._owner = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from loopsafe_db import errors
+from loopsafe_db import errors, testing
 from loopsafe_db.settings import LoopsafeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,8 @@ def test_every_error_code_has_a_section() -> None:
     )
     raised = {
         (error.code.lower(), name)
-        for name, error in inspect.getmembers(errors, inspect.isclass)
+        for module in (errors, testing)
+        for name, error in inspect.getmembers(module, inspect.isclass)
         if issubclass(error, errors.LoopsafeError) and not error.code.endswith("00")
     }
 

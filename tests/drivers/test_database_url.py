@@ -360,9 +360,13 @@ def test_a_connection_may_take_so_long(keywords: Any, query: str, seconds: float
         (POSTGRESQL, {"ssl": "on"}, "ssl must be one of"),
         (POSTGRESQL, {"statement_cache_size": -1}, "statement_cache_size must be"),
         (POSTGRESQL, {"cached_statements": 1}, "cached_statements is not for postgresql"),
-        (PSYCOPG, {"ssl": ssl.create_default_context()}, "sslrootcert"),
+        pytest.param(
+            PSYCOPG, {"ssl": ssl.create_default_context()}, "sslrootcert", id="psycopg-context"
+        ),
         (SQLITE, {"ssl": True}, "ssl is not for sqlite"),
-        (SQLITE, {"ssl": ssl.create_default_context()}, "ssl is for PostgreSQL"),
+        pytest.param(
+            SQLITE, {"ssl": ssl.create_default_context()}, "ssl is for", id="sqlite-context"
+        ),
         (SQLITE, {"detect_types": "all"}, "detect_types must be"),
         (MYSQL, {"ssl": True}, "ssl is not for mysql"),
         (MYSQL, {"statement_cache_size": 0}, "statement_cache_size is not for mysql"),
