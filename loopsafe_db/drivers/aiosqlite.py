@@ -78,6 +78,17 @@ class _Questions:
         self._queue.put_nowait((None if future is None else _Answer(future), function))
 
 
+class _Call:
+    """A call for the connection's thread, which does not begin it once it was given up."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.given_up = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.given_up else self._function(*args, **kwargs)
+
+
 class GuardedConnection(aiosqlite.Connection):
     """A connection that refuses another loop or process: its thread does not exist in a forked child."""
 
@@ -94,9 +105,10 @@ class GuardedConnection(aiosqlite.Connection):
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.guarded_owner.check(self)
         until = time.monotonic() + self.patience
+        call = _Call(fn)
         while True:
             try:
-                return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+                return await super()._execute(call, *args, **kwargs)  # type: ignore[no-untyped-call]
             except sqlite3.OperationalError as error:
                 # Nothing was done. What read before others wrote can wait for ever (SQLITE_BUSY_SNAPSHOT).
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
@@ -104,6 +116,7 @@ class GuardedConnection(aiosqlite.Connection):
             except asyncio.CancelledError:
                 # In a forked child it is the parent's statement, and goes on.
                 if self.guarded_owner.is_here and self._connection is not None:
+                    call.given_up = fn != self._connection.close
                     self._connection.interrupt()
                 raise
 
@@ -391,6 +404,8 @@ def _stop_marker() -> object:
 
 
 def _close_and_stop(connection: sqlite3.Connection, marker: object) -> object:
+    with suppress(sqlite3.Error):
+        connection.rollback()  # SQLite closes when the last cursor is gone: its locks go now
     connection.close()
     return marker
 

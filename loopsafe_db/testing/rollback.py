@@ -28,7 +28,8 @@ class RolledBack:
     """
 
     def __init__(self, database: Database) -> None:
-        self.database, self._place = database, object()
+        self.database: Database = database
+        self._place = object()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._blocks = ExitStack()
 

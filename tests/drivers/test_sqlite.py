@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -184,3 +185,34 @@ def test_a_memory_is_one_for_all_loops_and_threads_of_a_process(url: str, scope:
     asyncio.run(insert_at_once())
 
     assert asyncio.run(database.fetch_val("SELECT count(*) FROM things")) == 8
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.004, 0.008, 0.016])
+async def test_a_cancelled_transaction_holds_no_lock(
+    url: str, tmp_path: Path, delay: float
+) -> None:
+    """Whenever it was cancelled: also before its statement began, and though a traceback keeps its cursor."""
+    counting = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 300000000)"
+        " SELECT count(*) FROM n"
+    )
+    kept: list[BaseException] = []
+
+    async def write_then_count(query: str | sa.TextClause) -> None:
+        async with database.transaction():
+            await database.execute("INSERT INTO t VALUES (1)")
+            await database.fetch_all(query)
+
+    async with Database(url, scope=SCOPE) as database:
+        await database.execute("CREATE TABLE t (id INTEGER)")
+        for query in (counting, sa.text(counting)):
+            task = asyncio.create_task(write_then_count(query))
+            await asyncio.sleep(delay)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            kept.append(caught.value)
+            with closing(sqlite3.connect(tmp_path / "test.db", timeout=1)) as other:
+                other.execute("INSERT INTO t VALUES (2)")
+                other.commit()
+        assert await database.fetch_all("SELECT DISTINCT id FROM t") == [(2,)]
