@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import psutil
 import pytest
@@ -78,11 +78,23 @@ def leave_a_thread() -> str:
     return "returned"
 
 
-def leftovers() -> tuple[int, list[int], list[threading.Thread]]:
+class Leftovers(NamedTuple):
     """Descriptors, child processes (zombies too) and threads of this process."""
-    gc.collect()
-    here = psutil.Process()
-    return here.num_fds(), [child.pid for child in here.children()], threading.enumerate()
+
+    descriptors: int
+    children: set[int]
+    threads: set[threading.Thread]
+
+    @classmethod
+    def now(cls) -> Leftovers:
+        gc.collect()
+        here = psutil.Process()
+        children = {child.pid for child in here.children()}
+        return cls(here.num_fds(), children, set(threading.enumerate()))
+
+    def are_all(self) -> bool:
+        """Whether there is nothing now that was not there; what an earlier test left may go meanwhile."""
+        return all(now <= then for now, then in zip(Leftovers.now(), self, strict=True))  # type: ignore[operator]
 
 
 def test_the_result_of_a_function_comes_home(start_method: StartMethod) -> None:
@@ -219,18 +231,19 @@ def test_what_is_printed_before_a_fork_is_printed_once() -> None:
 
 @pytest.mark.parametrize("call", [nothing, refuse, lambda: end_as("kill"), sleep_for_ever])
 def test_nothing_is_left_in_the_parent(fork: StartMethod, call: Callable[[], Any]) -> None:
-    before, errors = leftovers(), []
+    before, errors = Leftovers.now(), []
     for _ in range(3):
         try:
             call_in_child(call, start_method=fork, timeout=0.2 if call is sleep_for_ever else 20)
         except (ForeignLoopError, ChildError) as error:
             errors.append(error)  # its traceback keeps what nobody has closed
-    assert (leftovers(), len(errors)) == (before, 0 if call is nothing else 3)
+    assert before.are_all(), Leftovers.now()
+    assert len(errors) == (0 if call is nothing else 3)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_nothing_is_left_but_what_multiprocessing_keeps(method: StartMethod) -> None:
     call_in_child(abs, 1, start_method=method)  # starts the fork server, the resource tracker
-    before = leftovers()
+    before = Leftovers.now()
     call_in_child(abs, 1, start_method=method)
-    assert leftovers() == before
+    assert before.are_all(), Leftovers.now()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import httpx
 
 JsonObject = dict[str, Any]
-PATIENCE = 30.0  # seconds for something that takes milliseconds; never a sleep
+PATIENCE = 60.0  # seconds for something that takes milliseconds; never a sleep
 ENDED = ("COMPLETED", "FAILED", "TIMED_OUT", "TERMINATED")
 
 
