@@ -172,7 +172,7 @@ class _Opener:
         opened: sqlite3.Connection = sqlite3.connect(**self._arguments)
         try:
             for name, value in self._pragmas.items():
-                opened.execute(f"PRAGMA {name} = {value}")
+                self._set(opened, f"PRAGMA {name} = {value}")
         except BaseException:
             opened.close()
             raise
@@ -181,6 +181,19 @@ class _Opener:
             if self._given_up:
                 opened.close()
         return opened
+
+    def _set(self, opened: sqlite3.Connection, pragma: str) -> None:
+        """Of several processes that make a new file WAL, one can: SQLite does not wait for it by itself."""
+        until = time.monotonic() + self._arguments["timeout"]
+        while True:
+            try:
+                opened.execute(pragma)
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or self._given_up or time.monotonic() > until:
+                    raise
+            time.sleep(0.005)
 
     def give_up(self) -> None:
         with self._lock:
@@ -290,7 +303,7 @@ class AiosqliteDriver:
             "check_same_thread": False,
             **given["keywords"],
         }
-        # From then on the waiting is ours. Of several processes that make a new file WAL, one can.
+        # From then on the waiting is ours.
         opener = _Opener(arguments, {**given["pragmas"], "busy_timeout": f"{_SLICE * 1000:.0f}"})
         raw = GuardedConnection(opener, 64)
         # Under `force_rollback` SQLAlchemy makes and closes cursors at any time; the thread takes one call at a time.

@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -216,3 +217,18 @@ async def test_a_cancelled_transaction_holds_no_lock(
                 other.execute("INSERT INTO t VALUES (2)")
                 other.commit()
         assert await database.fetch_all("SELECT DISTINCT id FROM t") == [(2,)]
+
+
+def test_many_that_make_one_new_file_wal_wait_for_each_other(tmp_path: Path) -> None:
+    """SQLite itself does not: one makes it, the others are told that it is locked."""
+    at_once = threading.Barrier(4)
+
+    def journal_mode(number: int) -> str:
+        database = Database(f"sqlite:///{tmp_path}/{number}.db", scope="loop")
+        at_once.wait()
+        mode: str = asyncio.run(database.fetch_val("PRAGMA journal_mode"))
+        return mode
+
+    with ThreadPoolExecutor(4) as executor:
+        for number in range(50):
+            assert set(executor.map(journal_mode, [number] * 4)) == {"wal"}
