@@ -60,6 +60,11 @@ class PinnedConnection(Connection):
         return True
 
     @property
+    def is_used(self) -> bool:
+        """Whether anything was done on it that is not undone yet."""
+        return self._around is not None
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open: always."""
         return True

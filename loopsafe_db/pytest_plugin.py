@@ -6,6 +6,7 @@ Projects that use none of its fixtures pay for this file alone: what it needs is
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import os
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from loopsafe_db.database import Database
+    from loopsafe_db.testing.children import StartMethod
     from loopsafe_db.testing.rollback import RolledBack
     from loopsafe_db.testing.schemas import Schema
     from loopsafe_db.testing.servers import PostgresServer, Template
+    from loopsafe_db.testing.worker_task import WorkerResult
 
 URL_VARIABLE = "LOOPSAFE_TEST_URL"
 CLEANING = ("truncate", "template")
@@ -77,6 +81,12 @@ def _loopsafe_rolled_back(loopsafe_db_url: str) -> Iterator[RolledBack]:
         rolled_back.close()
 
 
+@pytest.fixture(scope="session")
+def loopsafe_db_handle(_loopsafe_rolled_back: RolledBack) -> Database:
+    """The handle of `loopsafe_db`, for fixtures of the session; what is done with it outside of a test stays."""
+    return _loopsafe_rolled_back.database
+
+
 @pytest.fixture
 def loopsafe_db(
     request: pytest.FixtureRequest, _loopsafe_rolled_back: RolledBack
@@ -125,7 +135,10 @@ def _undone(item: Any, rolled_back: RolledBack) -> Iterator[Database]:
     item.stash.setdefault(_STATEMENTS, []).append(rolled_back)
     with rolled_back:
         yield rolled_back.database
+        if item.config.getoption("--loopsafe-leaks") == "off":
+            return
         leaks = watch.find(loops=not _runs_in_a_plugins_loop(item))
+        leaks += (f"a session was left on the server: {one}" for one in rolled_back.new_sessions())
     _report_leaks(item, leaks)
 
 
@@ -137,11 +150,10 @@ def _runs_in_a_plugins_loop(item: Any) -> bool:
 
 
 def _report_leaks(item: Any, leaks: list[str]) -> None:
-    how = item.config.getoption("--loopsafe-leaks")
-    if not leaks or how == "off":
+    if not leaks:
         return
     text = "\n".join((f"{item.nodeid} left something behind:", *leaks))
-    if how == "error":
+    if item.config.getoption("--loopsafe-leaks") == "error":
         pytest.fail(text, pytrace=False)
     warnings.warn(pytest.PytestWarning(text), stacklevel=1)
 
@@ -178,6 +190,36 @@ def _fixture_of(item: Any, place: str) -> str:
                 "event loop than the one it was used in: let the fixture give the handle, or give both one loop_scope"
             )
     return ""
+
+
+# -- loops and processes
+
+
+@pytest.fixture(params=("asyncio", "uvloop"))
+def loopsafe_loop_factory(
+    request: pytest.FixtureRequest,
+) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Runs a test once per event loop that is installed; for `asyncio.Runner`."""
+    loops = pytest.importorskip(request.param)
+    factory: Callable[[], asyncio.AbstractEventLoop] = loops.new_event_loop
+    return factory
+
+
+@pytest.fixture(params=("fork", "forkserver", "spawn"))
+def loopsafe_start_method(request: pytest.FixtureRequest) -> StartMethod:
+    """Runs a test once per start method of this platform; for `call_in_child` and `multiprocessing`."""
+    if request.param not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"there is no {request.param} on this platform")
+    method: StartMethod = request.param
+    return method
+
+
+@pytest.fixture
+def loopsafe_run_worker() -> Callable[..., WorkerResult]:
+    """Calls a Conductor worker as its SDK does: `loopsafe_db.testing.run_worker`."""
+    from loopsafe_db.testing.worker_task import run_worker
+
+    return run_worker
 
 
 # -- servers and databases

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from loopsafe_db.database import _forget_pool
+from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from typing import Self
 
     from loopsafe_db.database import Database
+
+
+# Seen anew each time, though a transaction keeps what it has once seen of this view.
+_NEW_SESSIONS = """
+SELECT format('pid %s, application %L, %s', pid, application_name, state)
+FROM (SELECT pg_stat_clear_snapshot()) AS anew, LATERAL (SELECT * FROM pg_stat_activity) AS activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+    AND backend_start > now() AND application_name <> current_setting('application_name')
+"""
+_LOOKS, _PAUSE = 10, 0.02  # a session that was closed takes the server a moment to end
 
 
 class RolledBack:
@@ -58,6 +69,26 @@ class RolledBack:
     def left_open(self) -> list[str]:
         """Who has begun a transaction or a session that has not ended, and where."""
         return self._pool.pinned.left_open()  # type: ignore[no-any-return]
+
+    def new_sessions(self) -> list[str]:
+        """Who has connected to the PostgreSQL database since the first statement of this block, and is still there.
+
+        Handles of this process with the same application name do not count: their idle connections may stay.
+        """
+        found: list[str] = []
+        if not self._pool.pinned.is_used or self.database.url.dialect != "postgresql":
+            return found
+
+        async def look() -> None:
+            for _ in range(_LOOKS):
+                found[:] = [row[0] for row in await self.database.fetch_all(_NEW_SESSIONS)]
+                if not found:
+                    return
+                await asyncio.sleep(_PAUSE)
+
+        with suppress(TransactionError):  # the connection is lost
+            self._run(look)
+        return found
 
     def close(self) -> None:
         """Close the connection."""

@@ -11,6 +11,8 @@ from tests.conftest import skip_without_postgres
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.conftest import PostgresServer
+
 pytest_plugins = ["pytester"]
 
 CONFTEST = """
@@ -275,3 +277,50 @@ async def test_it(connection):
 
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*the connection was taken by the fixture 'connection'*"])
+
+
+def test_a_session_left_on_the_server_is_told_of(
+    pytester: pytest.Pytester, postgres_server: PostgresServer
+) -> None:
+    source = """
+import asyncio
+import asyncpg
+import pytest
+from loopsafe_db import get_database
+
+loop = asyncio.new_event_loop()
+kept = []
+
+async def leave(url, closes):
+    await get_database().fetch_val("SELECT count(*) FROM pg_stat_activity")
+    kept.append(await asyncpg.connect(url, server_settings={"application_name": "strange"}))
+    if closes:
+        await kept.pop().close()
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_it(loopsafe_db, loopsafe_db_url, closes):
+    loop.run_until_complete(leave(loopsafe_db_url, closes))
+"""
+    pytester.makepyfile(source)
+    arguments = ("-p", "no:randomly", "--loopsafe-url", postgres_server.url, "-Wignore")
+    result = pytester.runpytest_subprocess(*arguments, "--loopsafe-leaks=error")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.re_match_lines([".*left on the server: pid [0-9]+, application 'strange', idle"])
+
+
+def test_fixtures_run_a_test_once_per_loop_and_start_method(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+import asyncio
+import os
+from loopsafe_db.testing import call_in_child
+
+def test_loops(loopsafe_loop_factory):
+    with asyncio.Runner(loop_factory=loopsafe_loop_factory) as runner:
+        assert type(runner.get_loop()) is type(loopsafe_loop_factory())
+
+def test_children(loopsafe_start_method):
+    assert call_in_child(os.getpid, start_method=loopsafe_start_method) != os.getpid()
+"""
+    )
+    pytester.runpytest_subprocess("-Wignore").assert_outcomes(passed=5)

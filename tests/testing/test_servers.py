@@ -183,7 +183,9 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
             assert fetch_val(second.url, "SELECT 1") == 1
             assert second.url != first.url
             url = second.url
-    wait_until(lambda: not answers(url))  # the guard of the first may be looking whether we are there
+    wait_until(
+        lambda: not answers(url)
+    )  # the guard of the first may be looking whether we are there
     if data.exists():
         subprocess.run(["rm", "-rf", data], check=True)  # nobody's, as its server was killed
 
