@@ -214,9 +214,20 @@ class Lending(Generic[E]):
             entry.home not in (None, loop) for entry in list(self._idle)
         )
 
-    def lost(self) -> list[E]:
-        """List what is lent in loops that are closed."""
-        return [entry for entry, ref in list(self.held.items()) if is_gone(ref())]
+    def take_lost(self) -> list[E]:
+        """Take back what is lent in loops that are closed."""
+        lost = [(entry, ref) for entry, ref in list(self.held.items()) if is_gone(ref())]
+        return [entry for entry, ref in lost if self._claim(entry, ref)]
+
+    def _claim(self, entry: E, ref: LoopRef) -> bool:
+        """Take back what is lent in one loop; False if it has come back, and may be lent in another by now."""
+        if self.held.get(entry) is not ref:
+            return False
+        taken = self.held.pop(entry, None)
+        if taken is None or taken is ref:
+            return taken is ref
+        self.held[entry] = taken
+        return False
 
     def hand_over(self, entry: E, let_go: Callable[[E], None]) -> None:
         """Do, in the home of an idle connection, what was asked for; nothing if it is in use by now."""

@@ -352,8 +352,10 @@ class ConnectionPool:
 
     def _loop_ended(self) -> None:
         """End what a closed loop had lent, and what cannot go elsewhere."""
-        forgotten = [self._end_forgotten(entry) for entry in self.lending.lost()]
-        self.ticking = {ref for ref in self.ticking if not is_gone(ref())}
+        forgotten = [self._end_forgotten(entry) for entry in self.lending.take_lost()]
+        for ref in list(self.ticking):
+            if is_gone(ref()):
+                self.ticking.discard(ref)
         self.lending.look_again()
         if not self.scope.movable:
             for idle in self.lending.take_idle(lambda entry: entry.home is None):
@@ -365,7 +367,7 @@ class ConnectionPool:
 
     def _sweep(self) -> None:
         """End what is lent in loops that are closed."""
-        for entry in self.lending.lost():
+        for entry in self.lending.take_lost():
             _log.warning("%s: %s", _FORGOTTEN, self._end_forgotten(entry))
 
     def _end_forgotten(self, entry: PoolEntry) -> str:
@@ -373,7 +375,8 @@ class ConnectionPool:
         if entry.task is not None:
             self.bound.pop(entry.task, None)
         entry.terminate()
-        self.give_back(entry)
+        entry.rest()
+        self.lending.give_back(entry)
         return holder
 
     def tick(self, loop: asyncio.AbstractEventLoop) -> None:

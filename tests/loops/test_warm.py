@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -16,6 +17,8 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database, PoolLimits, Timeouts, configure, default, get_database
+from loopsafe_db.engines import lending
+from loopsafe_db.engines.lending import Lending
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError, InvalidSettingError
 from loopsafe_db.settings import load_options
 
@@ -205,6 +208,24 @@ def test_one_limit_holds_for_all_threads_and_loops(
     stop.set()
     watcher.join()
     assert 1 <= max(seen) <= 3
+
+
+def test_what_is_lent_again_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one thread looks at what a closed loop had, another gives that back and lends it to a third."""
+    closed, living = asyncio.new_event_loop(), asyncio.new_event_loop()
+    closed.close()
+    entries: Lending[Any] = Lending(2, movable=True, sticky=True, ask=print, evict=print)
+    kept, again = object(), object()
+    entries.held = dict.fromkeys((kept, again), weakref.ref(closed))
+
+    def is_gone(loop: asyncio.AbstractEventLoop | None) -> bool:
+        entries.held[again] = weakref.ref(living)  # just now
+        return loop is closed
+
+    monkeypatch.setattr(lending, "is_gone", is_gone)
+    assert entries.take_lost() == [kept]
+    assert entries.held == {again: weakref.ref(living)}
+    living.close()
 
 
 def test_a_full_pool_tells_who_holds_what_since_when_in_every_loop(
