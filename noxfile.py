@@ -29,7 +29,17 @@ nox.options.error_on_missing_interpreters = False
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the library's tests; arguments go to pytest."""
     session.install("-e", ".[test]", SQLALCHEMY[sqlalchemy])
-    session.run("pytest", *(session.posargs or ["--ignore=tests/workers"]))
+    session.run(
+        "pytest",
+        *(
+            session.posargs
+            or [
+                "--ignore=tests/workers",
+                "--ignore=examples",
+                "--ignore=tests/testing/test_worker_task.py",
+            ]
+        ),
+    )
 
 
 @nox.session

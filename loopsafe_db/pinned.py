@@ -60,11 +60,6 @@ class PinnedConnection(Connection):
         return True
 
     @property
-    def is_used(self) -> bool:
-        """Whether anything was done on it that is not undone yet."""
-        return self._around is not None
-
-    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open: always."""
         return True
@@ -132,6 +127,8 @@ class PinnedConnection(Connection):
                 async with self._turn:
                     await self._undo(self._around)
         self._transactions.clear()
+        if self._entry is not None:
+            self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
         self._around = self._raw = self._sqlalchemy = None
         self._lost = False
 

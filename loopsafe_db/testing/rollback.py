@@ -76,7 +76,7 @@ class RolledBack:
         Handles of this process with the same application name do not count: their idle connections may stay.
         """
         found: list[str] = []
-        if not self._pool.pinned.is_used or self.database.url.dialect != "postgresql":
+        if not self._pool.pinned.is_open or self.database.url.dialect != "postgresql":
             return found
 
         async def look() -> None:

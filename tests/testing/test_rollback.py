@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,17 @@ def rolled_back(database: Database) -> Iterator[RolledBack]:
     assert asyncio.run(database.fetch_val(COUNT)) == 0
 
 
+@pytest.mark.parametrize("query", [sa.text(INSERT), INSERT], ids=["clause", "text"])
 def test_each_block_begins_with_what_was_there_before_on_the_same_connection(
-    database: Database, rolled_back: RolledBack
+    database: Database, rolled_back: RolledBack, query: str | sa.TextClause
 ) -> None:
     opened = []
     for _ in range(3):
         with rolled_back:
-            asyncio.run(database.execute(INSERT, {"id": 1}))
+            asyncio.run(database.execute(query, {"id": 1}))
             assert asyncio.run(database.fetch_val(COUNT)) == 1
             opened.append(database.stats().opened)
+        gc.collect()
         assert asyncio.run(database.fetch_val(COUNT)) == 0
     assert opened == [1, 1, 1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loopsafe_db import configure
-from reflector_workers.storage.schema import create_schema
+from reflector_workers.storage.schema import DEFINITION
 
 if TYPE_CHECKING:
+    from loopsafe_db import Database
+    from loopsafe_db.testing.schemas import Schema
     from tests.workers.support import WriteWav
 
 
@@ -59,7 +60,12 @@ def empty_database(postgres_url: str) -> None:
     configure(url=postgres_url)
 
 
+@pytest.fixture(scope="session")
+def loopsafe_db_schema() -> Schema:
+    """The example's tables, for the plugin's databases."""
+    return DEFINITION
+
+
 @pytest.fixture
-def storage(empty_database: None) -> None:
-    """The example's tables in a database of this test's own."""
-    asyncio.run(create_schema())
+def storage(loopsafe_db_committed: Database) -> None:
+    """The example's tables behind `get_database`, in this process and in its children."""

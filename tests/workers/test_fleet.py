@@ -71,12 +71,12 @@ class Killer:
 def test_the_job_of_a_killed_worker_is_done_by_another_and_leaves_one_result(
     conductor: ConductorClient,
     storage: None,
-    postgres_url: str,
+    loopsafe_db_url: str,
     long_meeting: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("LOOPSAFE_DB_URL", postgres_url)
+    monkeypatch.setenv("LOOPSAFE_DB_URL", loopsafe_db_url)
     killer = Killer()
 
     with running_fleet(conductor.base_url, tmp_path):

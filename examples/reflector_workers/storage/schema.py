@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, Column, Double, Integer, MetaData, Table, Tex
 
 from loopsafe_db import get_database
 
-_DEFINITION = Path(__file__).with_name("schema.sql")
+DEFINITION = Path(__file__).with_name("schema.sql")
 _LOCK = 7_113_105  # any number, the same in every process
 
 # Only the tables that are written or read by SQLAlchemy clauses; schema.sql is the definition.
@@ -48,6 +48,6 @@ async def create_schema() -> None:
         await database.execute(
             "SELECT pg_advisory_xact_lock(CAST(:lock AS bigint))", {"lock": _LOCK}
         )
-        for statement in _DEFINITION.read_text(encoding="utf-8").split(";\n"):
+        for statement in DEFINITION.read_text(encoding="utf-8").split(";\n"):
             if statement.strip():
                 await database.execute(statement)
