@@ -29,6 +29,7 @@ class Report:
 
     Attributes:
         versions: By what they are versions of.
+        fixtures: The section on what a database costs a test.
     """
 
     results: Sequence[Result]
@@ -36,6 +37,7 @@ class Report:
     date: str
     rounds: int
     versions: dict[str, str]
+    fixtures: str = ""
 
     def write(self, folder: Path) -> Path:
         """Write page and plot; the page's path."""
@@ -55,6 +57,7 @@ class Report:
                 f"| {name} | {version} |" for name, version in self.versions.items()
             ),
             results="\n\n".join(_section(r) for r in self.results if r.case != TIMELINE),
+            fixtures=self.fixtures,
             rest="\n\n".join(_rest(r) for r in self.results if r.case == TIMELINE and r.is_right()),
         )
         return page.strip() + "\n"
@@ -64,7 +67,8 @@ class Report:
 
     def text(self) -> str:
         """The figures alone, in columns."""
-        return "\n".join(line for result in self.results for line in _lines(result))
+        lines = [line for result in self.results for line in _lines(result)]
+        return "\n".join([*lines, self.fixtures])
 
 
 def _section(result: Result) -> str:

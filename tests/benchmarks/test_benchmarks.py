@@ -13,11 +13,13 @@ import pytest
 from tests.benchmarks.__main__ import DOCS, parse, run
 from tests.benchmarks.cases import ALL, HANDLE, OURS, Case, Contender
 from tests.benchmarks.figures import Goal, Spread, Track, ratio
+from tests.benchmarks.fixtures import NOTHING, STYLES, compare, section
 from tests.benchmarks.harness import Outcome
 from tests.benchmarks.rounds import Plan, Result, run_case
 
 if TYPE_CHECKING:
     from tests.benchmarks.report import Report
+    from tests.conftest import PostgresServer
 
 PACKAGES = {"run-psycopg": "psycopg", "run-uvloop": "uvloop", "loop-uvloop": "uvloop"}
 
@@ -43,6 +45,12 @@ def test_loopsafe_db_gives_right_answers_in_every_case(case: str, postgres_url: 
 
     assert result.is_right(), result.complaints()
     assert all(line.what in {f.what for f in result.figures} for line in result.case.facts)
+
+
+@pytest.mark.timeout(300)
+def test_every_suite_on_a_database_runs(postgres_server: PostgresServer) -> None:
+    text = section(compare(postgres_server.url, 1, 5))
+    assert all(f"| {style} |" in text for style in STYLES if style != NOTHING)
 
 
 def test_a_report_has_every_case_and_a_plot(postgres_url: str, tmp_path: Path) -> None:
