@@ -73,6 +73,15 @@ def url(request: pytest.FixtureRequest, server: TlsServer, home: Path) -> URL:
     return make_url(server.url).set(drivername=request.param)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """What is there already need not be looked at again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def outcome_of(url: URL, **names: str) -> tuple[str, str]:
     """Connect in each kind of loop: ``"tls"``, ``"clear"``, or ``"refused"`` and the error's text."""
     outcomes = {outcome_in(make_loop, url.update_query_dict(names)) for make_loop in LOOPS}
@@ -89,7 +98,6 @@ def outcome_in(make_loop: Any, url: URL) -> tuple[str, str]:
             assert open_transports() <= transports  # already
             return "refused", f"{type(error).__name__} {error}"
 
-    gc.collect()  # what earlier tests left
     before, transports = open_sockets(), open_transports()
     with asyncio.Runner(loop_factory=make_loop) as runner:
         outcome = runner.run(connect())
