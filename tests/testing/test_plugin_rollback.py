@@ -189,6 +189,23 @@ def test_with_pytest_asyncio_in_strict_mode(run: Callable[..., pytest.RunResult]
     run(f"import pytest_asyncio\n{source}", "-oasyncio_mode=strict").assert_outcomes(passed=7)
 
 
+def test_with_pytest_asyncios_loop_factories(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    factories = """
+import asyncio
+import uvloop
+
+def pytest_asyncio_loop_factories(config, item):
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+"""
+    pytester.mkpydir("suite").joinpath("conftest.py").write_text(factories, encoding="utf-8")
+    source = ASYNC.replace("{mark}", "asyncio")
+    pytester.path.joinpath("suite/test_it.py").write_text(source, encoding="utf-8")
+    options = ("-oasyncio_mode=auto", "-oasyncio_default_fixture_loop_scope=function")
+    run("", *options, "suite").assert_outcomes(passed=14)
+
+
 def test_with_anyios_plugin(run: Callable[..., pytest.RunResult]) -> None:
     source = ASYNC.replace("{mark}", "anyio")
     backend = '\n@pytest.fixture\ndef anyio_backend():\n    return "asyncio"\n'
