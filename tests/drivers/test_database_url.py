@@ -98,7 +98,7 @@ def test_sqlalchemy_has_its_own_parts(text: str) -> None:
     if text.startswith("postgres:"):
         assert url != make_url(text)
         assert url.scheme == "postgres"
-    else:
+    elif "%" not in (plain.database or ""):  # SQLAlchemy 2.0 decodes no database's name
         assert url == plain
         assert plain == url
         assert not url != plain  # noqa: SIM202 (its own method)
