@@ -23,23 +23,18 @@ nox.options.envdir = ".venv-nox"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
 
+WITHOUT_CONDUCTOR = [
+    f"--ignore={path}"
+    for path in ("tests/workers", "examples", "tests/testing/test_worker_task.py")
+]
+
 
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", list(SQLALCHEMY))
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """Run the library's tests; arguments go to pytest."""
     session.install("-e", ".[test]", SQLALCHEMY[sqlalchemy])
-    session.run(
-        "pytest",
-        *(
-            session.posargs
-            or [
-                "--ignore=tests/workers",
-                "--ignore=examples",
-                "--ignore=tests/testing/test_worker_task.py",
-            ]
-        ),
-    )
+    session.run("pytest", *(session.posargs or WITHOUT_CONDUCTOR))
 
 
 @nox.session

@@ -6,7 +6,6 @@ Projects that use none of its fixtures pay for this file alone: what it needs is
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import os
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -208,6 +207,8 @@ def loopsafe_loop_factory(
 @pytest.fixture(params=("fork", "forkserver", "spawn"))
 def loopsafe_start_method(request: pytest.FixtureRequest) -> StartMethod:
     """Runs a test once per start method of this platform; for `call_in_child` and `multiprocessing`."""
+    import multiprocessing
+
     if request.param not in multiprocessing.get_all_start_methods():
         pytest.skip(f"there is no {request.param} on this platform")
     method: StartMethod = request.param
