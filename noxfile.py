@@ -25,7 +25,7 @@ nox.options.error_on_missing_interpreters = False
 
 WITHOUT_CONDUCTOR = [
     f"--ignore={path}"
-    for path in ("tests/workers", "examples", "tests/testing/test_worker_task.py")
+    for path in ("tests/workers", "examples/reflector_workers", "tests/testing/test_worker_task.py")
 ]
 
 
