@@ -16,6 +16,7 @@ from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller, describe
+from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
     ForeignLoopError,
     ForeignTaskError,
@@ -392,7 +393,7 @@ class Connection:
             compiled, args = self._compile(query, values)
             return await self.run(lambda raw: self._driver.open_cursor(raw, compiled.sql, args))
         self._check_clause(query)
-        options = {"stream_results": True, "max_row_buffer": BATCH}
+        options = {**TIMED, "stream_results": True, "max_row_buffer": BATCH}
         try:
             result = await self.run(
                 lambda _: greenlet_spawn(
@@ -503,10 +504,10 @@ class Connection:
 def _run_batches(core: sa.Connection, query: Any, values: Any) -> tuple[list[Record], Any]:
     """Run a clause once, or for many rows: then the rows affected are those of all."""
     if not isinstance(values, list):
-        return _results(core.execute(*with_values(query, values or {})))
+        return _results(core.execute(*with_values(query, values or {}), execution_options=TIMED))
     counts = []
     for batch in batches(query, values):
-        with core.execute(*batch) as result:
+        with core.execute(*batch, execution_options=TIMED) as result:
             counts.append(_affected(result))
     return [], sum(counts) if None not in counts else None
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 import uvloop
 from sqlalchemy import make_url
 
 from loopsafe_db import Database
 from loopsafe_db.errors import ServerUnavailableError
-from loopsafe_db.testing.postgres import EmbeddedPostgres
 from tests.mariadb import MariaDB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from loopsafe_db.testing.servers import PostgresServer
 
 
 SCOPE = os.environ.get("LOOPSAFE_DB_SCOPE", "auto")  # of this run's handles
@@ -42,48 +41,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-class PostgresServer(Protocol):
-    """What a test may ask of this run's PostgreSQL, embedded or given."""
-
-    @property
-    def url(self) -> str: ...
-    def create_database(self, name: str | None = None) -> str: ...
-    def drop_database(self, name: str) -> None: ...
-
-
-class GivenPostgres:
-    """A running server, named by LOOPSAFE_TEST_POSTGRES_URL; its user may create databases."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def create_database(self, name: str | None = None) -> str:
-        name = name or f"db_{secrets.token_hex(6)}"
-        self._run(f'CREATE DATABASE "{name}" TEMPLATE template0')
-        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
-
-    def drop_database(self, name: str) -> None:
-        self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    def _run(self, statement: str) -> None:
-        async def run() -> None:
-            connection = await asyncpg.connect(self.url)
-            try:
-                await connection.execute(statement)
-            finally:
-                await connection.close()
-
-        asyncio.run(run())
-
-
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One server for the whole run: the given one, else an embedded one."""
-    if given := os.environ.get("LOOPSAFE_TEST_POSTGRES_URL"):
-        yield GivenPostgres(given)
-        return
-    with skip_without_postgres(), EmbeddedPostgres(max_connections=200) as server:
-        yield server
+def postgres_server(request: pytest.FixtureRequest) -> PostgresServer:
+    """The plugin's server: one for the whole run, a given one or a private one."""
+    with skip_without_postgres():
+        server: PostgresServer = request.getfixturevalue("loopsafe_postgres")
+    return server
 
 
 @pytest.fixture

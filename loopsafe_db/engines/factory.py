@@ -20,6 +20,7 @@ from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
+from loopsafe_db.engines.statement_timeout import limit_statements
 from loopsafe_db.errors import InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
@@ -183,6 +184,8 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
     if pool.options.force_rollback:
         pin(engine, lambda: pool.pinned)
     event.listen(engine.sync_engine, "handle_error", partial(_look_for_dropped_plans, pool))
+    if (limit := pool.options.timeouts.statement) is not None:
+        limit_statements(engine.sync_engine, limit)
     return engine
 
 

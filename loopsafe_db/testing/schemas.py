@@ -265,7 +265,7 @@ def _kind(database: Database) -> str:
 _COLUMNS = 1000  # of one answer; PostgreSQL gives up to 1664, SQLite 2000
 _END_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 _TABLES = {
     # Neither a partition (its parent is there) nor a table that an extension brought.

@@ -428,7 +428,8 @@ class TemplateDatabase(Template):
             self._build(url)
             self._server.run_sql(
                 f"ALTER DATABASE {quoted(place)} WITH ALLOW_CONNECTIONS false",
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{place}'",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = '{place}' AND backend_type = 'client backend'",
             )
         except BaseException:
             self._end(place)

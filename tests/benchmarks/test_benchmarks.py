@@ -18,8 +18,8 @@ from tests.benchmarks.harness import Outcome
 from tests.benchmarks.rounds import Plan, Result, run_case
 
 if TYPE_CHECKING:
+    from loopsafe_db.testing.servers import PostgresServer
     from tests.benchmarks.report import Report
-    from tests.conftest import PostgresServer
 
 PACKAGES = {"run-psycopg": "psycopg", "run-uvloop": "uvloop", "loop-uvloop": "uvloop"}
 

@@ -19,7 +19,7 @@ from tests.compatibility.world import World, find_scenarios, play
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(500)  # the first of a dialect waits for all of databases' outcomes
 

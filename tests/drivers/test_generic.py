@@ -12,13 +12,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import make_url
 
-from loopsafe_db import Database, PoolLimits, register_driver
+from loopsafe_db import Database, PoolLimits, Timeouts, register_driver
 from loopsafe_db.drivers.generic import GenericDriver
 from loopsafe_db.errors import (
     ConnectTimeout,
     InvalidSettingError,
     InvalidURLError,
     QueryError,
+    StatementTimeout,
     TransactionError,
 )
 from loopsafe_db.queries import CompiledText, compile_text
@@ -221,6 +222,17 @@ async def test_a_child_does_not_keep_its_parents_socket(maria: Database, witness
         os.close(writing)
         os.close(reading)
         await asyncio.to_thread(os.waitpid, child, 0)
+
+
+async def test_a_statement_of_a_session_that_takes_too_long_is_given_up(maria: Database) -> None:
+    database = Database(maria.url, pool=PoolLimits(1), timeouts=Timeouts(statement=0.2))
+    async with database.session() as session:
+        with pytest.raises(StatementTimeout):
+            await session.execute(sa.text("SELECT SLEEP(60)"))
+        await session.rollback()
+        assert await session.scalar(sa.text("SELECT 1")) == 1
+    assert database.stats().in_use == 0
+    await database.disconnect()
 
 
 # -- URLs

@@ -21,7 +21,7 @@ from tests.drivers.pgbouncer import pgbouncer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 TASKS = 50
 PID = "SELECT pg_backend_pid()"

@@ -18,7 +18,7 @@ from tests.conftest import SCOPE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
     Ask = Callable[[Any], Awaitable[Any]]
 

@@ -93,6 +93,7 @@ async def others(witness: Database) -> int:
     query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
     )
     async with witness.connection() as connection:
         async with asyncio.timeout(5):

@@ -15,7 +15,7 @@ from tests.conftest import skip_without_postgres
 from tests.testing.test_servers import databases, wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 pytest_plugins = ["pytester"]
 
@@ -150,13 +150,15 @@ def test_four_workers_have_a_database_each_on_one_server(pytester: pytest.Pytest
 def test_a_killed_worker_takes_nothing_from_the_others(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        import asyncio, os, signal
+        import asyncio, os, signal, time
         import pytest
 
         @pytest.mark.parametrize("n", range(6))
         def test_one(note, n):
             asyncio.run(note())
             if n == 2:
+                while len({line.split()[0] for line in open("used")}) < 2:
+                    time.sleep(0.01)  # alone on the server, it would take it along
                 os.kill(os.getpid(), signal.SIGKILL)
         """
     )

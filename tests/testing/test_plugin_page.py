@@ -9,7 +9,7 @@ from tests.docs.test_docs import ROOT, fences
 if TYPE_CHECKING:
     import pytest
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 pytest_plugins = ["pytester"]
 

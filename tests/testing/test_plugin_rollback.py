@@ -11,7 +11,7 @@ from tests.conftest import skip_without_postgres
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 pytest_plugins = ["pytester"]
 

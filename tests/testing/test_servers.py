@@ -35,7 +35,7 @@ from tests.conftest import skip_without_postgres
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.conftest import PostgresServer
+    from loopsafe_db.testing.servers import PostgresServer
 
 USER = """
 import sys

@@ -220,7 +220,10 @@ async def options_max_size_bounds_the_connections(world: World) -> Any:
 
 @only("postgresql")
 async def options_min_size_opens_connections_at_connect(world: World) -> Any:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
+    )
     watcher = await asyncpg.connect(world.url)
     try:
         async with world.Database(world.url, min_size=3, max_size=4):
