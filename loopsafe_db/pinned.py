@@ -10,6 +10,7 @@ from loopsafe_db.connection import Connection
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
+from loopsafe_db.queries import compile_text
 from loopsafe_db.transaction import ROLLBACK_TIMEOUT
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from loopsafe_db.drivers.base import DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.records import Record
 
 T = TypeVar("T")
 STRANGER_PATIENCE = 1.0  # seconds for the transaction of an unrelated task to end
@@ -48,8 +50,10 @@ class PinnedConnection(Connection):
         self.outlives_disconnect = False
 
     async def __aenter__(self) -> Self:
-        async with self._turn:
-            return self
+        if self._around is None:
+            async with self._turn:
+                return self
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         pass
@@ -85,6 +89,12 @@ class PinnedConnection(Connection):
                 raise
             await savepoint.commit()
             return result
+
+    async def ask(self, query: str) -> list[Record]:
+        """Ask what needs no savepoint, for it changes nothing and cannot fail."""
+        sql = compile_text(query, self._driver.traits.dialect).sql
+        async with self._turn:
+            return await self._driver.fetch_all(self._raw, sql, (), None)
 
     @property
     def is_open(self) -> bool:

@@ -81,7 +81,7 @@ class RolledBack:
 
         async def look() -> None:
             for _ in range(_LOOKS):
-                found[:] = [row[0] for row in await self.database.fetch_all(_NEW_SESSIONS)]
+                found[:] = [row[0] for row in await self._pool.pinned.ask(_NEW_SESSIONS)]
                 if not found:
                     return
                 await asyncio.sleep(_PAUSE)

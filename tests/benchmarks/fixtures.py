@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OURS = "`loopsafe_db`, rolled back"
+KEPT = "the same handle, nothing undone"
 NOTHING = "no database"
 
 _CONFTEST = """
@@ -59,7 +60,7 @@ import pytest
 @pytest.mark.parametrize("number", range($tests))
 async def test_it(db, number):
     if db is not None:
-        await db.execute("INSERT INTO things VALUES (1)")
+        await db.execute("INSERT INTO things VALUES (1) ON CONFLICT DO NOTHING")
         fetch = db.fetch if hasattr(db, "fetch") else db.fetch_all
         assert len(await fetch("SELECT id FROM things")) == 1
 """
@@ -108,6 +109,7 @@ def _connection_per_test(before: str, after: str) -> str:
 STYLES = {
     NOTHING: "@pytest.fixture\ndef db():\n    return None\n",
     OURS: _PLUGIN.format(fixture="loopsafe_db"),
+    KEPT: _PLUGIN.format(fixture="loopsafe_db_handle"),
     "`loopsafe_db_committed`, emptied": _PLUGIN.format(fixture="loopsafe_db_committed"),
     "`loopsafe_db_committed`, a database for each test": _PLUGIN.format(
         fixture="loopsafe_db_committed"
@@ -164,11 +166,13 @@ def compare(url: str, rounds: int, tests: int) -> list[Cost]:
 
 def section(costs: Sequence[Cost]) -> str:
     """Write the costs as a section of the page."""
+    took = {one.style: one.milliseconds for one in costs}
     head = (
         "### What a database costs a test",
         "",
         "A test inserts a row and reads it, in a database of ten tables. The time is that of the whole test, what "
-        "comes before and after it included, less that of a test without a database; all suites are on one server.",
+        "comes before and after it included, less that of a test without a database; all suites are on one server. "
+        f"So undoing it all costs {took[OURS] - took[KEPT]:.2f} ms: the first line less the second.",
         "",
         "| fixture | median | ÷ `loopsafe_db` |",
         "| --- | ---: | ---: |",
