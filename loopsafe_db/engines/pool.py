@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from loopsafe_db.engines.scopes import Scope
     from loopsafe_db.options import DatabaseOptions
 
-SETTLE_TIMEOUT = 2.0  # seconds for an interrupted statement to end, or for a connection to close
 _log = logging.getLogger("loopsafe_db")
 _FORGOTTEN = "a connection was not given back before its event loop was closed"
+SETTLE_TIMEOUT = 2.0  # seconds for an interrupted statement to end, or for a connection to close
 
 
 class SharedQueue(Pool):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 SLOW = {
-    "postgresql": "SELECT pg_sleep(:n) AS slow",
+    "postgresql": "SELECT pg_sleep(:n)",
     "sqlite": "WITH RECURSIVE slow(n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM slow WHERE n < :n * 3000000)"
     " SELECT max(n) FROM slow",
 }
