@@ -35,8 +35,7 @@ class PinnedConnection(Connection):
     transactions of the program are savepoints. An operation outside of those is one, too: what fails is undone
     alone, as if it had committed by itself.
 
-    A clause that is cancelled ends its connection, as SQLAlchemy has it: then all is lost, and every operation says
-    so until `Database.disconnect`.
+    Where the connection ends, all is lost, and every operation says so until `Database.disconnect`.
 
     Attributes:
         outlives_disconnect: Whether it is undone by somebody else than `Database.disconnect`.
@@ -46,6 +45,7 @@ class PinnedConnection(Connection):
         super().__init__(pool)
         self._turn = self._lease = _Lease(self)
         self._around: DriverTransaction | None = None
+        self._guard: DriverTransaction | None = None
         self._lost = False
         self.outlives_disconnect = False
 
@@ -80,15 +80,13 @@ class PinnedConnection(Connection):
         async with self._turn:
             if self._transactions:
                 return await operation(self._raw)
-            savepoint = self._driver.transaction(self._raw, TransactionOptions())
-            await savepoint.start()
+            guard = await self._guarded()
             try:
-                result = await operation(self._raw)
+                return await operation(self._raw)
             except BaseException:
-                await self._undo(savepoint)
+                self._guard = None
+                await self._undo(guard)
                 raise
-            await savepoint.commit()
-            return result
 
     async def ask(self, query: str) -> list[Record]:
         """Ask what needs no savepoint, for it changes nothing and cannot fail."""
@@ -139,7 +137,7 @@ class PinnedConnection(Connection):
         self._transactions.clear()
         if self._entry is not None:
             self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
-        self._around = self._raw = self._sqlalchemy = None
+        self._around = self._guard = self._raw = self._sqlalchemy = None
         self._lost = False
 
     def doubt(self) -> None:
@@ -155,7 +153,7 @@ class PinnedConnection(Connection):
         try:
             if self._around is None:
                 around = self._driver.transaction(entry.raw, TransactionOptions())
-                await around.start()
+                await self._await(around.start())
                 self._entry, self._raw, self._around = entry, entry.raw, around
             self._lost |= entry.raw is not self._raw
             if self._lost:
@@ -163,13 +161,19 @@ class PinnedConnection(Connection):
                     "the connection that force_rollback kept has been lost, with all that was done on it"
                 )
         except BaseException:
+            if self._around is None:
+                entry.terminate()  # what has begun on it is nobody's
             self._pool.give_back(entry)
             raise
         return entry
 
-    def put(self, entry: PoolEntry) -> None:
-        """Let others have it."""
-        self._pool.give_back(entry)
+    async def put(self, entry: PoolEntry, error: BaseException | None) -> None:
+        """Let others have it, as soon as what `error` has interrupted is over."""
+        try:
+            if isinstance(error, (asyncio.CancelledError, TimeoutError)) and entry.is_open:
+                await self._pool.settle(entry, reset=False)
+        finally:
+            self._pool.give_back(entry)
 
     # -- below
 
@@ -183,11 +187,35 @@ class PinnedConnection(Connection):
         opened.begun_at = caller()
         return opened
 
+    async def _guarded(self) -> DriverTransaction:
+        """Set the savepoint of an operation; that of the one before is released only now, in the same message."""
+        guard = self._guard
+        if guard is None:
+            guard = self._guard = self._driver.transaction(self._raw, TransactionOptions())
+            await self._await(guard.start())
+        else:
+            await self._await(guard.renew())
+        return guard
+
+    async def _await(self, operation: Awaitable[T]) -> T:
+        """Await what changes the savepoints, to its end: who is interrupted meanwhile learns of it afterwards."""
+        working = asyncio.ensure_future(operation)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([working], timeout=ROLLBACK_TIMEOUT)
+            if working.cancel():
+                self.doubt()  # it did not end in time
+            elif not working.cancelled():
+                working.exception()  # that it failed matters less than the interruption
+            raise
+
     async def _undo(self, transaction: DriverTransaction) -> None:
         """Roll back in 2 s, or end the connection."""
         try:
             async with asyncio.timeout(ROLLBACK_TIMEOUT):
-                await transaction.rollback()
+                await self._await(transaction.rollback())
         except Exception:  # noqa: BLE001 (whatever it is, the server rolls back)
             self.doubt()
 
@@ -213,8 +241,8 @@ class _Lease:
         self._depth += 1
         return self._entry
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._depth -= 1
         if not self._depth:
             self._holder = None
-            self._connection.put(self._entry)
+            await self._connection.put(self._entry, error)

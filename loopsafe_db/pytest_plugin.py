@@ -137,7 +137,7 @@ def _undone(item: Any, rolled_back: RolledBack) -> Iterator[Database]:
         if item.config.getoption("--loopsafe-leaks") == "off":
             return
         leaks = watch.find(loops=not _runs_in_a_plugins_loop(item))
-        leaks += (f"a session was left on the server: {one}" for one in rolled_back.new_sessions())
+        leaks += (f"a session was left on the server: {one}" for one in rolled_back.undo())
     _report_leaks(item, leaks)
 
 

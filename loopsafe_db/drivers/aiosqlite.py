@@ -49,6 +49,7 @@ _PRAGMAS = {
 _SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has them
 _NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
+_GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
 
 
 class _Answer:
@@ -95,6 +96,7 @@ class GuardedConnection(aiosqlite.Connection):
     guarded_owner: Owner
     patience: float  # seconds to wait for a lock
     begin: str  # how transactions begin that may write
+    is_pinned: bool  # whether all that is done on it is undone in the end
     engine_begin: str | None  # how those of SQLAlchemy's engine do; None in its AUTOCOMMIT
     savepoints = 0
 
@@ -117,8 +119,18 @@ class GuardedConnection(aiosqlite.Connection):
                 # In a forked child it is the parent's statement, and goes on.
                 if self.guarded_owner.is_here and self._connection is not None:
                     call.given_up = fn != self._connection.close
-                    self._connection.interrupt()
+                    await self._stop()
                 raise
+
+    async def _stop(self) -> None:
+        """Interrupt what runs; under `force_rollback` only after a while, for it would undo everything if it writes."""
+        if self.is_pinned:
+            with suppress(TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(_GRACE):
+                    await super()._execute(lambda: None)  # type: ignore[no-untyped-call]
+                    return
+        if self._connection is not None:
+            self._connection.interrupt()
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
@@ -236,6 +248,10 @@ class SqliteTransaction:
         else:
             await self._end("ROLLBACK")
 
+    async def renew(self) -> None:
+        await self.commit()
+        await self.start()
+
     async def _end(self, sql: str) -> None:
         if self._raw.in_transaction:  # SQLite ends one by itself on some errors
             await _run(self._raw, sql)
@@ -308,7 +324,7 @@ class AiosqliteDriver:
         raw = GuardedConnection(opener, 64)
         # Under `force_rollback` SQLAlchemy makes and closes cursors at any time; the thread takes one call at a time.
         raw.guarded_owner = ProcessOwner() if given["pinned"] else Owner()
-        raw.patience = given["patience"]
+        raw.patience, raw.is_pinned = given["patience"], given["pinned"]
         raw.begin = raw.engine_begin = given["begin"]
         thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
         thread.daemon = True
@@ -378,8 +394,11 @@ class AiosqliteDriver:
 
     async def settle(self, raw: GuardedConnection) -> None:
         # The thread works in order: when this is done, so is the interrupted statement.
-        await raw.interrupt()
+        if not raw.is_pinned:
+            await raw.interrupt()
         await _run(raw, "PRAGMA query_only = OFF")
+
+    async def reset(self, raw: GuardedConnection) -> None:
         if raw.in_transaction:
             await _run(raw, "ROLLBACK")
 

@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     class BaseRecord:
         """asyncpg has no types."""
 
+    class BaseTransaction:
+        """asyncpg has no types."""
+
+        _connection: Any
+        _id: str
+
+        def __init__(self, *args: Any) -> None: ...
+        def start(self) -> Awaitable[None]: ...
+        def commit(self) -> Awaitable[None]: ...
+        def rollback(self) -> Awaitable[None]: ...
+
     class BaseConnection:
         """asyncpg has no types."""
 
@@ -48,6 +59,7 @@ if TYPE_CHECKING:
         async def set_type_codec(self, typename: str, **options: Any) -> None: ...
 else:
     BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
+    BaseTransaction = asyncpg.transaction.Transaction
 
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # also InvalidPasswordError
@@ -251,6 +263,13 @@ class OpeningLoop(AnyLoop):
             sslcontext.verify_mode = ssl.CERT_REQUIRED
 
 
+class AsyncpgTransaction(BaseTransaction):
+    """asyncpg's own."""
+
+    async def renew(self) -> None:
+        await self._connection.execute(f"RELEASE SAVEPOINT {self._id}; SAVEPOINT {self._id}")
+
+
 class AsyncpgCursor:
     """A portal of the server; it goes with its transaction."""
 
@@ -355,17 +374,19 @@ class AsyncpgDriver:
             return AsyncpgCursor(await raw.cursor(sql, *args, record_class=AsyncpgRecord))
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> Any:
-        return raw.transaction(
-            isolation=options.isolation, readonly=options.readonly, deferrable=options.deferrable
-        )
+        raw._check_open()  # noqa: SLF001
+        return AsyncpgTransaction(raw, options.isolation, options.readonly, options.deferrable)
 
     def original(self, error: BaseException) -> BaseException:
         orig = getattr(error, "orig", None)
         return (orig.__cause__ or orig) if orig is not None else error
 
     async def settle(self, raw: GuardedConnection) -> None:
-        # Waits for a cancel request under way, as every operation does.
-        await raw.execute("SELECT 1")
+        with suppress(asyncpg.InFailedSQLTransactionError):
+            # Waits for a cancel request under way, as every operation does.
+            await raw.execute("SELECT 1")
+
+    async def reset(self, raw: GuardedConnection) -> None:
         if raw.is_in_transaction() or raw._top_xact is not None:  # noqa: SLF001
             raise asyncpg.InterfaceError("a transaction was left open")  # so the pool ends it
 

@@ -130,6 +130,8 @@ class DriverTransaction(Protocol):
     def start(self) -> Awaitable[None]: ...
     def commit(self) -> Awaitable[None]: ...
     def rollback(self) -> Awaitable[None]: ...
+    def renew(self) -> Awaitable[None]:
+        """Release a savepoint and set it again: in one message, where that can be."""
 
 
 class DriverCursor(Protocol):
@@ -194,7 +196,10 @@ class Driver(Protocol):
         """Have the running loop let go of an idle connection, so that any other may take it."""
 
     async def settle(self, raw: Any) -> None:
-        """Wait until an interrupted statement is over, so that the connection can be used again."""
+        """Wait until an interrupted statement is over."""
+
+    async def reset(self, raw: Any) -> None:
+        """Roll back what is open on a settled connection, so that it can be used again; or close it, or raise."""
 
     def is_closed(self, raw: Any) -> bool:
         """Tell whether a connection is known to be closed."""

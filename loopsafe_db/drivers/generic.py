@@ -90,6 +90,10 @@ class GenericTransaction:
         else:
             await greenlet_spawn(self._end, self._raw.rollback)
 
+    async def renew(self) -> None:
+        await self.commit()
+        await self.start()
+
     def _begin(self) -> None:
         raw, dialect = self._raw, self._raw.dialect
         read_only = _READ_ONLY.get(dialect.name)
@@ -255,8 +259,9 @@ class GenericDriver:
     async def settle(self, raw: GuardedConnection) -> None:
         if raw.interrupted:
             raw.end()  # what it says next may be the answer to the question before
-        else:
-            await greenlet_spawn(raw.undo)
+
+    async def reset(self, raw: GuardedConnection) -> None:
+        await greenlet_spawn(raw.undo)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.is_closed

@@ -11,6 +11,7 @@ import itertools
 import re
 import socket
 import sys
+import traceback
 import weakref
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
@@ -300,6 +301,9 @@ class PsycopgTransaction:
         name = self._savepoint
         await self._run(f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
 
+    async def renew(self) -> None:
+        await self._run(f"RELEASE {self._savepoint}; SAVEPOINT {self._savepoint}")
+
     async def _run(self, sql: str) -> None:
         await RecordCursor(self._raw).execute(sql, prepare=False)
 
@@ -357,9 +361,7 @@ class PsycopgDriver:
         try:
             async with asyncio.timeout(options.timeout):
                 places = await _places(loop, options.arguments)
-                raw = await GuardedConnection.connect(
-                    autocommit=True, **{**options.arguments, **places}
-                )
+                raw = await _connect({**options.arguments, **places})
         except (TimeoutError, errors.ConnectionTimeout) as error:
             raise ConnectTimeout(
                 options.target, f"no answer within {options.timeout:g} s"
@@ -444,6 +446,10 @@ class PsycopgDriver:
     async def settle(self, raw: GuardedConnection) -> None:
         # `GuardedConnection.wait` has stopped what was interrupted, or ended the connection.
         raw.guarded_owner.check(raw)
+        if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            raw.end()
+
+    async def reset(self, raw: GuardedConnection) -> None:
         status = raw.pgconn.transaction_status
         if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             await raw.rollback()
@@ -462,6 +468,15 @@ class PsycopgDriver:
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
         return () if raw.closed else (raw.guarded_socket,)
+
+
+async def _connect(arguments: Mapping[str, Any]) -> GuardedConnection:
+    try:
+        return await GuardedConnection.connect(autocommit=True, **arguments)
+    except asyncio.CancelledError as error:
+        # psycopg's frames have the socket, and live as long as the error: the server would wait for us.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 async def _places(loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]) -> dict[str, str]:

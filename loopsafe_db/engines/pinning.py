@@ -6,8 +6,11 @@ savepoint there, and each statement takes its turn.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sqlalchemy import event
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import await_only
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from loopsafe_db.engines.entry import PoolEntry
@@ -54,7 +58,9 @@ class PinnedQueue(SharedQueue):
         return PinnedRecord(self, self._lender.pinned)
 
     def _do_return_conn(self, record: Any) -> None:
-        pass
+        if isinstance(record, PinnedRecord):
+            return
+        super()._do_return_conn(record)  # the one connection, which could not be opened
 
 
 class PinnedRecord(_ConnectionRecord):
@@ -105,16 +111,28 @@ def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
     """Have an engine whose pool is a `PinnedQueue` keep its transactions and statements in order."""
     dialect: Any = engine.sync_engine.dialect
     dialect.set_isolation_level = _keeping_to_autocommit(dialect.set_isolation_level)
-    dialect.do_begin = _on_record(PinnedRecord.begin)
-    dialect.do_commit = _on_record(lambda record: record.end(pinned().commit))
-    dialect.do_rollback = _on_record(lambda record: record.end(pinned().rollback))
+    dialect.do_begin = _on_record(PinnedRecord.begin, dialect.do_begin)
+    dialect.do_commit = _on_record(lambda one: one.end(pinned().commit), dialect.do_commit)
+    dialect.do_rollback = _on_record(lambda one: one.end(pinned().rollback), dialect.do_rollback)
+    event.listen(engine.sync_engine, "handle_error", _keep_the_connection)
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _in_turn(pinned, getattr(dialect, name)))
 
 
-def _on_record(do: Callable[[PinnedRecord], None]) -> Callable[[Any], None]:
-    def call(fairy: Any) -> None:
-        record = fairy._connection_record  # noqa: SLF001
+def _keep_the_connection(failure: ExceptionContext) -> None:
+    """Have a statement that was interrupted undone, not its connection ended: it is quiet when its turn is over."""
+    if not isinstance(failure.original_exception, Exception):
+        failure.is_disconnect = False
+
+
+def _on_record(
+    do: Callable[[PinnedRecord], None], otherwise: Callable[[Any], None]
+) -> Callable[[Any], None]:
+    def call(connection: Any) -> None:
+        if not isinstance(connection, PoolProxiedConnection):  # a driver's, for a savepoint of ours
+            otherwise(connection)
+            return
+        record = connection._connection_record  # noqa: SLF001
         if isinstance(record, PinnedRecord):  # else the connection is being opened
             do(record)
 
@@ -131,7 +149,7 @@ def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Call
         try:
             execute(*args)
         finally:
-            await_only(turn.__aexit__(None, None, None))
+            await_only(turn.__aexit__(*sys.exc_info()))
 
     return call
 

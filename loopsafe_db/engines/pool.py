@@ -233,11 +233,20 @@ class ConnectionPool:
                 entry.leave()
         self.lending.give_back(entry)
 
-    async def settle(self, entry: PoolEntry) -> None:
-        """Wait until an interrupted statement is over, or end its connection; in 2 s, whatever happens."""
+    async def settle(self, entry: PoolEntry, *, reset: bool = True) -> None:
+        """Wait until an interrupted statement is over, or end its connection; in 2 s, whatever happens.
+
+        With `reset`, a transaction that is open then is rolled back.
+        """
         if self.key.pid != os.getpid():
             return  # in a forked child that runs its parent's tasks down
-        settling = asyncio.ensure_future(self.driver.settle(entry.raw))
+
+        async def settle() -> None:
+            await self.driver.settle(entry.raw)
+            if reset:
+                await self.driver.reset(entry.raw)
+
+        settling = asyncio.ensure_future(settle())
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 await asyncio.shield(settling)

@@ -496,6 +496,23 @@ class DriverConformance:
 
         asyncio.run(main())
 
+    # -- all of it undone
+
+    def test_what_fails_under_force_rollback_is_undone_alone_and_the_rest_in_the_end(
+        self, database: Database, things: sa.Table
+    ) -> None:
+        async def main() -> None:
+            async with Database(database.url, force_rollback=True) as undone:
+                await undone.execute(things.insert().values(id=1))
+                with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
+                    await undone.execute(f"INSERT INTO {things.name} (id) VALUES (1)")
+                async with undone.transaction():
+                    await undone.execute(things.insert().values(id=2))
+                assert await ids(undone, things) == [1, 2]
+            assert await ids(database, things) == []
+
+        asyncio.run(main())
+
     # -- what goes wrong
 
     def test_cancelled_queries_leave_a_usable_pool(self, database: Database) -> None:

@@ -57,7 +57,8 @@ class RolledBack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._run(self._pool.pinned.undo)
+        if self._pool.pinned.is_open:
+            self._run(self._pool.pinned.undo)
         self._blocks.close()
 
     @property
@@ -70,24 +71,31 @@ class RolledBack:
         """Who has begun a transaction or a session that has not ended, and where."""
         return self._pool.pinned.left_open()  # type: ignore[no-any-return]
 
-    def new_sessions(self) -> list[str]:
-        """Who has connected to the PostgreSQL database since the first statement of this block, and is still there.
+    def undo(self) -> list[str]:
+        """Undo this block's work before its end; tell who has connected to the PostgreSQL database and still is there.
 
-        Handles of this process with the same application name do not count: their idle connections may stay.
+        That is: since the first statement of the block. Handles of this process with the same application name do not
+        count: their idle connections may stay.
         """
         found: list[str] = []
-        if not self._pool.pinned.is_open or self.database.url.dialect != "postgresql":
-            return found
+        pinned = self._pool.pinned
 
         async def look() -> None:
             for _ in range(_LOOKS):
-                found[:] = [row[0] for row in await self._pool.pinned.ask(_NEW_SESSIONS)]
+                found[:] = [row[0] for row in await pinned.ask(_NEW_SESSIONS)]
                 if not found:
                     return
                 await asyncio.sleep(_PAUSE)
 
+        async def look_and_undo() -> None:
+            async with pinned.turn:
+                if self.database.url.dialect == "postgresql":
+                    await look()
+                await pinned.undo()
+
         with suppress(TransactionError):  # the connection is lost
-            self._run(look)
+            if pinned.is_open:
+                self._run(look_and_undo)
         return found
 
     def close(self) -> None:

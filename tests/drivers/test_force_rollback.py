@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
-from loopsafe_db.errors import TransactionError
+from loopsafe_db.errors import StatementTimeout, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -88,6 +89,18 @@ async def test_what_fails_is_undone_alone(undone: Database) -> None:
     assert await undone.fetch_val(COUNT) == 1
 
 
+async def test_what_fails_before_all_else_leaves_a_transaction_to_the_next(
+    undone: Database,
+) -> None:
+    for query in ("SELECT nothing", sa.text("SELECT nothing")):
+        with pytest.raises(Exception, match="nothing"):
+            await undone.fetch_val(query)
+    await undone.execute(INSERT, {"id": 1})
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await undone.execute(INSERT, {"id": 1})
+    assert await undone.fetch_val(COUNT) == 1
+
+
 async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strangers(
     undone: Database,
 ) -> None:
@@ -120,25 +133,73 @@ SLOW = (
 )
 
 
-async def test_a_text_that_is_cancelled_takes_nothing_with_it(undone: Database) -> None:
+@pytest.mark.parametrize("query", [SLOW, sa.text(SLOW)], ids=["text", "clause"])
+async def test_what_is_cancelled_takes_nothing_with_it(undone: Database, query: Any) -> None:
     await undone.execute(INSERT, {"id": 1})
+    with pytest.raises(StatementTimeout):
+        await undone.fetch_val(query, timeout=0.2)
     with pytest.raises(TimeoutError):
-        await undone.fetch_val(SLOW, timeout=0.05)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await undone.fetch_val(SLOW)
+        async with asyncio.timeout(0.2):
+            await undone.fetch_val(query)
+    with pytest.raises(StatementTimeout):  # noqa: PT012
+        async with undone.transaction():
+            await undone.execute(INSERT, {"id": 2})
+            await undone.fetch_val(query, timeout=0.2)
     assert await undone.fetch_val(COUNT) == 1
 
 
-async def test_a_clause_that_is_cancelled_takes_all_with_it_and_everybody_is_told(
+async def test_a_session_that_is_cancelled_takes_nothing_with_it(undone: Database) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    with pytest.raises(TimeoutError):  # noqa: PT012
+        async with asyncio.timeout(0.2), undone.session() as session:
+            await session.execute(things.insert().values(id=2))
+            await session.execute(sa.text(SLOW))
+    async with undone.session() as session:
+        assert (await session.scalars(things.select())).all() == [1]
+
+
+async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_it(
+    undone: Database,
+) -> None:
+    async def insert(number: int) -> None:
+        if number % 3 == 0:
+            await undone.execute(INSERT, {"id": number})
+        elif number % 3 == 1:
+            async with undone.transaction():
+                await undone.execute(things.insert(), {"id": number})
+                await undone.fetch_val(COUNT)
+        else:
+            async with undone.session() as session, session.begin():
+                await session.execute(things.insert().values(id=number))
+                await session.scalars(things.select())
+
+    await insert(1001)
+    kept = {1001}
+    for number in range(300):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(number % 75 / 10_000):
+                await insert(number)
+            kept.add(number)
+    assert kept <= {row[0] for row in await undone.fetch_all("SELECT id FROM things")}
+
+
+async def test_who_gives_up_while_connecting_is_in_nobodys_way(undone: Database) -> None:
+    for number in range(20):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(number / 10_000):
+                await undone.fetch_val(COUNT)
+    async with asyncio.timeout(5):
+        assert await undone.fetch_val(COUNT) == 0
+
+
+async def test_where_the_connection_ends_all_is_lost_and_everybody_is_told(
     undone: Database,
 ) -> None:
     await undone.execute(INSERT, {"id": 1})
-    with pytest.raises(TimeoutError):
-        await undone.fetch_val(sa.text(SLOW), timeout=0.5)
-    for _ in range(2):
+    undone._pool().pinned.doubt()  # noqa: SLF001 (as where the server ends it)
+    for query in (COUNT, things.select()):
         with pytest.raises(TransactionError, match="has been lost"):
-            await undone.fetch_val(COUNT)
+            await undone.fetch_val(query)
     await undone.disconnect()
     assert await undone.fetch_val(COUNT) == 0
 

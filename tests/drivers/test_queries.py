@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -190,6 +191,22 @@ async def test_cancelled_queries_leave_a_usable_pool(postgres_url: str) -> None:
     await asyncio.gather(*(job(number) for number in range(60)), return_exceptions=True)
     assert await asyncio.gather(*(database.fetch_val("SELECT 7") for _ in range(9))) == [7] * 9
     assert database.stats().in_use == 0
+
+
+async def test_whoever_gives_up_while_connecting_leaves_no_socket(database: Database) -> None:
+    kept = []  # as a log may keep what it has seen, or a debugger
+    before = len(psutil.Process().net_connections())
+    for number in range(60):
+        hasty = Database(database.url)
+        try:
+            async with asyncio.timeout(number % 30 / 5000):
+                await hasty.fetch_val("SELECT 1")
+        except TimeoutError as error:
+            kept.append(error)
+        await hasty.disconnect()
+    await asyncio.sleep(0.1)
+    assert len(psutil.Process().net_connections()) == before
+    assert kept
 
 
 async def test_a_statement_that_takes_too_long_is_stopped(postgres_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from loopsafe_db import Database
 
 COUNT = "SELECT count(*) FROM things"
+UNFINISHED = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+)
 INSERT = "INSERT INTO things (id) VALUES (:id)"
 things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
 
@@ -45,6 +50,24 @@ def test_each_block_begins_with_what_was_there_before_on_the_same_connection(
         gc.collect()
         assert asyncio.run(database.fetch_val(COUNT)) == 0
     assert opened == [1, 1, 1]
+
+
+def test_a_block_that_is_cancelled_leaves_nothing_to_the_next(
+    database: Database, rolled_back: RolledBack
+) -> None:
+    async def insert(patience: float) -> None:
+        async with asyncio.timeout(patience):
+            await database.execute(INSERT, {"id": 1})
+            await database.fetch_val(things.select())
+
+    for patience in (10, *(number % 40 / 10_000 for number in range(80))):
+        with rolled_back, suppress(TimeoutError):
+            asyncio.run(insert(patience))
+        assert asyncio.run(database.fetch_val(COUNT)) == 0
+        if database.url.get_backend_name() == "postgresql":
+            assert asyncio.run(database.fetch_val(UNFINISHED)) == 0
+    with rolled_back:
+        asyncio.run(insert(10))
 
 
 def test_everybody_takes_part(database: Database, rolled_back: RolledBack) -> None:

@@ -103,6 +103,10 @@ class PlainTransaction:
         elif self._raw.in_transaction:
             self._raw.say("ROLLBACK")
 
+    async def renew(self) -> None:
+        await self.commit()
+        await self.start()
+
 
 class PlainCursor:
     def __init__(self, cursor: sqlite3.Cursor) -> None:
@@ -202,8 +206,11 @@ class PlainDriver:
     async def settle(self, raw: PlainConnection) -> None:
         raw.interrupt()
         with raw.lock:
-            if raw.in_transaction:
-                raw.say("ROLLBACK")
+            pass
+
+    async def reset(self, raw: PlainConnection) -> None:
+        if raw.in_transaction:
+            raw.say("ROLLBACK")
 
     def is_closed(self, raw: PlainConnection) -> bool:
         return raw.is_closed
