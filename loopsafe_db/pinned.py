@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopsafe_db._runtime.endings import to_the_end
 from loopsafe_db.connection import Connection
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
@@ -124,6 +125,10 @@ class PinnedConnection(Connection):
             else:
                 await super().commit(opened)
 
+    async def rollback(self, opened: OpenTransaction) -> None:
+        """Roll back to a savepoint."""
+        await self._await(super().rollback(opened))
+
     def left_open(self) -> list[str]:
         """Tell who has begun what has not ended, and where."""
         return [opened.holder for opened in self._transactions]
@@ -198,18 +203,16 @@ class PinnedConnection(Connection):
         return guard
 
     async def _await(self, operation: Awaitable[T]) -> T:
-        """Await what changes the savepoints, to its end: who is interrupted meanwhile learns of it afterwards."""
-        working = asyncio.ensure_future(operation)
-        try:
-            return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([working], timeout=ROLLBACK_TIMEOUT)
-            if working.cancel():
-                self.doubt()  # it did not end in time
-            elif not working.cancelled():
-                working.exception()  # that it failed matters less than the interruption
-            raise
+        """Await what changes the savepoints, to its end."""
+
+        async def work() -> T:
+            try:
+                return await operation
+            except asyncio.CancelledError:  # it took too long, or its loop ends
+                self.doubt()
+                raise
+
+        return await to_the_end(work(), ROLLBACK_TIMEOUT)
 
     async def _undo(self, transaction: DriverTransaction) -> None:
         """Roll back in 2 s, or end the connection."""

@@ -6,6 +6,7 @@ import asyncio
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from loopsafe_db._runtime.endings import to_the_end
 from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
@@ -118,15 +119,18 @@ class Transaction:
     async def rollback(self) -> None:
         """Undo it. Bounded: if the server does not answer in 2 s, the connection is terminated."""
         self._check("rolled back")
-        rolling = asyncio.ensure_future(self._connection.rollback(self._opened))
+
+        async def roll_back() -> None:
+            try:
+                async with asyncio.timeout(ROLLBACK_TIMEOUT):
+                    await self._connection.rollback(self._opened)
+            except BaseException as error:
+                self._connection.doubt()
+                if not isinstance(error, Exception):
+                    raise
+
         try:
-            async with asyncio.timeout(ROLLBACK_TIMEOUT):
-                await asyncio.shield(rolling)
-        except BaseException as error:
-            rolling.cancel()
-            self._connection.doubt()
-            if not isinstance(error, Exception):
-                raise
+            await to_the_end(roll_back(), ROLLBACK_TIMEOUT)
         finally:
             await self._leave("rolled back")
 

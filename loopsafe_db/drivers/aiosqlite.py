@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.util import await_only
 
+from loopsafe_db._runtime.endings import outlast
 from loopsafe_db.drivers.base import (
     ConnectOptions,
     DriverTraits,
@@ -125,10 +126,10 @@ class GuardedConnection(aiosqlite.Connection):
     async def _stop(self) -> None:
         """Interrupt what runs; under `force_rollback` only after a while, for it would undo everything if it writes."""
         if self.is_pinned:
-            with suppress(TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(_GRACE):
-                    await super()._execute(lambda: None)  # type: ignore[no-untyped-call]
-                    return
+            quiet = asyncio.ensure_future(super()._execute(lambda: None))  # type: ignore[no-untyped-call]
+            await outlast(quiet, _GRACE)
+            if not quiet.cancel():
+                return
         if self._connection is not None:
             self._connection.interrupt()
 

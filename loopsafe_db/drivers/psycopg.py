@@ -25,6 +25,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
+from loopsafe_db._runtime.endings import to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.transport import addresses, can_move, nowhere
 from loopsafe_db.drivers import libpq
@@ -180,7 +181,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             # In a forked child it is the parent's statement, and goes on.
             if self.guarded_owner.is_here and not self.ended:
-                await self._stop(gen)
+                await to_the_end(self._stop(gen), CANCEL_TIMEOUT)
             raise
         finally:
             self._waiting = False

@@ -17,6 +17,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from loopsafe_db._runtime.endings import to_the_end
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
@@ -242,20 +243,21 @@ class ConnectionPool:
             return  # in a forked child that runs its parent's tasks down
 
         async def settle() -> None:
-            await self.driver.settle(entry.raw)
-            if reset:
-                await self.driver.reset(entry.raw)
+            try:
+                async with asyncio.timeout(SETTLE_TIMEOUT):
+                    await self.driver.settle(entry.raw)
+                    if reset:
+                        await self.driver.reset(entry.raw)
+            except BaseException as error:
+                entry.terminate()
+                if not isinstance(error, Exception):
+                    raise
 
-        settling = asyncio.ensure_future(settle())
         try:
-            async with asyncio.timeout(SETTLE_TIMEOUT):
-                await asyncio.shield(settling)
-        except BaseException as error:
-            settling.cancel()
-            entry.terminate()
-            if not isinstance(error, Exception):
-                self.give_back(entry)
-                raise
+            await to_the_end(settle(), SETTLE_TIMEOUT)
+        except BaseException:
+            self.give_back(entry)
+            raise
         if self.driver.is_closed(entry.raw):
             entry.terminate()
 

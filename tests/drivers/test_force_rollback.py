@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 import sqlalchemy as sa
 
@@ -16,6 +17,7 @@ from loopsafe_db.errors import StatementTimeout, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
 
 COUNT = "SELECT count(*) FROM things"
 INSERT = "INSERT INTO things (id) VALUES (:id)"
@@ -158,8 +160,16 @@ async def test_a_session_that_is_cancelled_takes_nothing_with_it(undone: Databas
         assert (await session.scalars(things.select())).all() == [1]
 
 
+@asynccontextmanager
+async def anyio_timeout(seconds: float) -> AsyncIterator[None]:
+    """Do as `asyncio.timeout`; but AnyIO cancels again and again."""
+    with anyio.fail_after(seconds):
+        yield
+
+
+@pytest.mark.parametrize("timeout", [asyncio.timeout, anyio_timeout])
 async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_it(
-    undone: Database,
+    undone: Database, timeout: Callable[[float], AbstractAsyncContextManager[Any]]
 ) -> None:
     async def insert(number: int) -> None:
         if number % 3 == 0:
@@ -175,9 +185,9 @@ async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_
 
     await insert(1001)
     kept = {1001}
-    for number in range(300):
+    for number in range(150):
         with suppress(TimeoutError):
-            async with asyncio.timeout(number % 75 / 10_000):
+            async with timeout(number % 75 / 10_000):
                 await insert(number)
             kept.add(number)
     assert kept <= {row[0] for row in await undone.fetch_all("SELECT id FROM things")}

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING
 
+import anyio
 import psutil
 import pytest
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from loopsafe_db.errors import (
     ReleasedError,
     StatementTimeout,
 )
+from loopsafe_db.testing.conformance import SLOW
 
 if TYPE_CHECKING:
     from loopsafe_db import Connection
@@ -191,6 +193,20 @@ async def test_cancelled_queries_leave_a_usable_pool(postgres_url: str) -> None:
     await asyncio.gather(*(job(number) for number in range(60)), return_exceptions=True)
     assert await asyncio.gather(*(database.fetch_val("SELECT 7") for _ in range(9))) == [7] * 9
     assert database.stats().in_use == 0
+
+
+async def test_a_cancelled_scope_of_anyio_costs_no_connection(database: Database) -> None:
+    query = SLOW[database.url.get_backend_name()]
+    await database.fetch_val("SELECT 1")
+    for number in range(20):
+        with anyio.move_on_after(0.01 + number / 1000):
+            if number % 2:
+                await database.fetch_val(query)
+            else:
+                async with database.transaction():
+                    await database.fetch_val(query)
+    assert await database.fetch_val("SELECT 1") == 1
+    assert database.stats().opened == 1
 
 
 async def test_whoever_gives_up_while_connecting_leaves_no_socket(database: Database) -> None:
