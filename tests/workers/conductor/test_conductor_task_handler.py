@@ -92,12 +92,13 @@ def test_sync_and_async_workers_run_a_fork_to_completion(
 
     assert workflow["status"] == "COMPLETED"
     assert statuses(workflow)[:2] == [("first", "FAILED"), ("first", "COMPLETED")]
-    joined = by_reference(workflow)["fork_join"]["outputData"]
-    assert {ref: output["twice"] for ref, output in joined.items()} == {
+    # Not the JOIN's: a server under load was once seen to leave branches out that it had waited for.
+    outputs = {ref: by_reference(workflow)[ref]["outputData"] for ref in inputs}
+    assert {ref: output["twice"] for ref, output in outputs.items()} == {
         ref: given["n"] * 2 for ref, given in inputs.items()
     }
-    assert all(joined[ref]["reference"] == ref for ref in joined if ref.startswith("async"))
-    assert {output["pid"] for output in joined.values() if "pid" in output} != {workers.pid}
+    assert all(outputs[ref]["reference"] == ref for ref in outputs if ref.startswith("async"))
+    assert {output["pid"] for output in outputs.values() if "pid" in output} != {workers.pid}
 
 
 def test_a_worker_killed_in_the_middle_of_a_task_is_replaced_and_the_task_retried(
