@@ -211,7 +211,7 @@ async def test_a_cancelled_scope_of_anyio_costs_no_connection(database: Database
 
 async def test_whoever_gives_up_while_connecting_leaves_no_socket(database: Database) -> None:
     kept = []  # as a log may keep what it has seen, or a debugger
-    before = len(psutil.Process().net_connections())
+    before = set(psutil.Process().net_connections())
     for number in range(60):
         hasty = Database(database.url)
         try:
@@ -221,7 +221,7 @@ async def test_whoever_gives_up_while_connecting_leaves_no_socket(database: Data
             kept.append(error)
         await hasty.disconnect()
     await asyncio.sleep(0.1)
-    assert len(psutil.Process().net_connections()) == before
+    assert set(psutil.Process().net_connections()) <= before
     assert kept
 
 
