@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block
@@ -280,17 +281,25 @@ class Connection:
             await self._await(opened.transaction.commit())
 
     async def rollback(self, opened: OpenTransaction) -> None:
-        """Roll a transaction back, with those inside it; in a forked child, do nothing."""
-        if self._key.pid != os.getpid():
-            return
-        async with self._turn:
-            if opened in self._transactions:
-                del self._transactions[self._transactions.index(opened) :]
-                await opened.transaction.rollback()
+        """Roll a transaction back, with those inside it, whoever is cancelled; in a forked child, do nothing.
 
-    def doubt(self) -> None:
-        """Say that the state of the connection is not known; it is checked or ended at its release."""
-        self._doubtful = True
+        If that takes the server more than 2 s, or fails, the connection is ended, and the server rolls back.
+        """
+
+        async def roll_back() -> None:
+            async with self._turn:
+                if opened in self._transactions:
+                    del self._transactions[self._transactions.index(opened) :]
+                    async with asyncio.timeout(ENDING_TIMEOUT):
+                        await opened.transaction.rollback()
+
+        if self._key.pid == os.getpid():
+            await or_give_up(roll_back, self._pool.options.timeouts.acquire, self.give_up)
+
+    def give_up(self) -> None:
+        """End the connection: what was done on it cannot be told any more."""
+        if self._entry is not None:
+            self._entry.terminate()
 
     # -- below
 
@@ -312,7 +321,11 @@ class Connection:
         if self._owner is not None:
             self._unbind(self._owner)
         if self._doubtful or self._transactions or self._turn.locked():
-            await self._pool.settle(entry)
+            try:
+                await self._pool.settle(entry)
+            except BaseException:
+                self._pool.give_back(entry)
+                raise
         if self._sqlalchemy is None or not entry.is_open:
             self._pool.give_back(entry)
             return
@@ -433,11 +446,13 @@ class Connection:
             return await self._await(operation(self._raw))
 
     async def _await(self, operation: Awaitable[T]) -> T:
-        """Await what the driver does; an interruption leaves doubt."""
+        """Await what the driver does. An interruption leaves doubt, but no transaction that nobody knows of."""
         try:
             return await operation
         except (asyncio.CancelledError, TimeoutError):
-            self.doubt()
+            self._doubtful = True
+            if not self._transactions and self._entry is not None:
+                await self._pool.settle(self._entry)
             raise
 
     async def _run_clause(

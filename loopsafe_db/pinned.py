@@ -6,13 +6,12 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loopsafe_db._runtime.endings import to_the_end
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
 from loopsafe_db.connection import Connection
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
 from loopsafe_db.queries import compile_text
-from loopsafe_db.transaction import ROLLBACK_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -125,10 +124,6 @@ class PinnedConnection(Connection):
             else:
                 await super().commit(opened)
 
-    async def rollback(self, opened: OpenTransaction) -> None:
-        """Roll back to a savepoint."""
-        await self._await(super().rollback(opened))
-
     def left_open(self) -> list[str]:
         """Tell who has begun what has not ended, and where."""
         return [opened.holder for opened in self._transactions]
@@ -144,11 +139,6 @@ class PinnedConnection(Connection):
             self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
         self._around = self._guard = self._raw = self._sqlalchemy = None
         self._lost = False
-
-    def doubt(self) -> None:
-        """End the connection: what was done on it cannot be told any more."""
-        if self._entry is not None:
-            self._entry.terminate()
 
     # -- what `_Lease` calls
 
@@ -204,23 +194,10 @@ class PinnedConnection(Connection):
 
     async def _await(self, operation: Awaitable[T]) -> T:
         """Await what changes the savepoints, to its end."""
-
-        async def work() -> T:
-            try:
-                return await operation
-            except asyncio.CancelledError:  # it took too long, or its loop ends
-                self.doubt()
-                raise
-
-        return await to_the_end(work(), ROLLBACK_TIMEOUT)
+        return await to_the_end(operation, ENDING_TIMEOUT, self.give_up)
 
     async def _undo(self, transaction: DriverTransaction) -> None:
-        """Roll back in 2 s, or end the connection."""
-        try:
-            async with asyncio.timeout(ROLLBACK_TIMEOUT):
-                await self._await(transaction.rollback())
-        except Exception:  # noqa: BLE001 (whatever it is, the server rolls back)
-            self.doubt()
+        await or_give_up(transaction.rollback, ENDING_TIMEOUT, self.give_up)
 
 
 class _Lease:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import greenlet_spawn
 
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
-from loopsafe_db.transaction import ROLLBACK_TIMEOUT, Transaction
+from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,7 +90,7 @@ class RowStream:
         trace: TracebackType | None,
     ) -> None:
         try:
-            async with asyncio.timeout(ROLLBACK_TIMEOUT):
+            async with asyncio.timeout(ENDING_TIMEOUT):
                 await self._connection.run(lambda _: self._cursor.close())
         except Exception:
             if kind is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from loopsafe_db._runtime.endings import to_the_end
 from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
@@ -16,9 +14,6 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import Connection
     from loopsafe_db.drivers.base import TransactionOptions
-
-ROLLBACK_TIMEOUT = 2.0  # seconds, then the connection is terminated and the server rolls back
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,25 +107,15 @@ class Transaction:
         except TransactionError:
             raise  # it is not its turn yet, and stays open
         except BaseException:
-            await self._leave("rolled back")
+            await self.rollback()  # what has not come to be committed
             raise
         await self._leave("committed")
 
     async def rollback(self) -> None:
         """Undo it. Bounded: if the server does not answer in 2 s, the connection is terminated."""
         self._check("rolled back")
-
-        async def roll_back() -> None:
-            try:
-                async with asyncio.timeout(ROLLBACK_TIMEOUT):
-                    await self._connection.rollback(self._opened)
-            except BaseException as error:
-                self._connection.doubt()
-                if not isinstance(error, Exception):
-                    raise
-
         try:
-            await to_the_end(roll_back(), ROLLBACK_TIMEOUT)
+            await self._connection.rollback(self._opened)
         finally:
             await self._leave("rolled back")
 

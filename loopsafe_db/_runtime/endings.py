@@ -7,26 +7,57 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
+ENDING_TIMEOUT = (
+    2.0  # seconds for a statement to be interrupted, a transaction or connection to end
+)
 
 
-async def to_the_end(operation: Coroutine[Any, Any, T], patience: float) -> T:
+async def to_the_end(
+    operation: Awaitable[T], patience: float, give_up: Callable[[], None] | None = None
+) -> T:
     """Await an operation to its end; who is cancelled meanwhile learns of it then.
 
     Args:
         operation: Runs in a task of its own, which is cancelled if it takes longer.
         patience: Seconds that the operation has after the caller was cancelled.
+        give_up: Called if the operation came to no end: it took too long, or was cancelled itself.
     """
-    working = asyncio.create_task(operation)
+    working = asyncio.ensure_future(operation)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await outlast(working, patience)
         if not working.cancel() and not working.cancelled():
             working.exception()  # that it failed matters less than the cancellation
+        elif give_up is not None:
+            give_up()
         raise
+
+
+async def or_give_up(
+    operation: Callable[[], Awaitable[object]], seconds: float, give_up: Callable[[], None]
+) -> None:
+    """Do what ends something, whoever is cancelled; or give up what it was about.
+
+    Args:
+        operation: Runs in a task of its own. Nobody hears of its error.
+        seconds: That it may take.
+        give_up: Called if it takes longer, or fails; perhaps twice.
+    """
+
+    async def work() -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await operation()
+        except BaseException as error:
+            give_up()
+            if not isinstance(error, Exception):
+                raise
+
+    await to_the_end(work(), seconds, give_up)
 
 
 async def outlast(task: asyncio.Task[Any], seconds: float) -> None:

@@ -120,10 +120,10 @@ class GuardedConnection(aiosqlite.Connection):
                 # In a forked child it is the parent's statement, and goes on.
                 if self.guarded_owner.is_here and self._connection is not None:
                     call.given_up = fn != self._connection.close
-                    await self._stop()
+                    await self.halt()
                 raise
 
-    async def _stop(self) -> None:
+    async def halt(self) -> None:
         """Interrupt what runs; under `force_rollback` only after a while, for it would undo everything if it writes."""
         if self.is_pinned:
             quiet = asyncio.ensure_future(super()._execute(lambda: None))  # type: ignore[no-untyped-call]
@@ -395,8 +395,7 @@ class AiosqliteDriver:
 
     async def settle(self, raw: GuardedConnection) -> None:
         # The thread works in order: when this is done, so is the interrupted statement.
-        if not raw.is_pinned:
-            await raw.interrupt()
+        await raw.halt()
         await _run(raw, "PRAGMA query_only = OFF")
 
     async def reset(self, raw: GuardedConnection) -> None:
@@ -454,7 +453,6 @@ async def _bounded(raw: GuardedConnection, call: Callable[[], Any], timeout: flo
         async with asyncio.timeout(timeout):
             return await raw._execute(call)  # noqa: SLF001
     except TimeoutError as error:
-        await raw.interrupt()
         raise StatementTimeout(timeout) from error
 
 

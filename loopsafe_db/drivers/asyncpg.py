@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     class BaseConnection:
         """asyncpg has no types."""
 
+        _top_xact: Any
+
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
         def __getattr__(self, name: str) -> Any: ...
         def _check_open(self) -> None: ...
@@ -387,8 +389,9 @@ class AsyncpgDriver:
             await raw.execute("SELECT 1")
 
     async def reset(self, raw: GuardedConnection) -> None:
-        if raw.is_in_transaction() or raw._top_xact is not None:  # noqa: SLF001
-            raise asyncpg.InterfaceError("a transaction was left open")  # so the pool ends it
+        raw._top_xact = None  # noqa: SLF001 (asyncpg's mark of a transaction that has begun, or was to)
+        if raw.is_in_transaction():
+            await raw.execute("ROLLBACK")
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         transport = raw.guarded_transport

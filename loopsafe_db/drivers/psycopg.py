@@ -198,11 +198,13 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         with suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(CANCEL_TIMEOUT):
                 await self.cancel_safe()
-                # A pipeline would go on waiting at its end: it is over.
-                if self.pgconn.pipeline_status == PipelineStatus.OFF:
-                    with suppress(errors.QueryCanceled):
-                        await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)
-                    self.ended = self.pgconn.transaction_status == TransactionStatus.ACTIVE
+                with suppress(errors.QueryCanceled, errors.PipelineAborted):
+                    await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)
+                # A pipeline comes to rest at its end.
+                in_pipeline = self.pgconn.pipeline_status != PipelineStatus.OFF
+                self.ended = (
+                    not in_pipeline and self.pgconn.transaction_status == TransactionStatus.ACTIVE
+                )
 
     def _should_cancel(self) -> bool:
         # Any thread may cancel, but no forked child: it would stop its parent's statement.

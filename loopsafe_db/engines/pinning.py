@@ -47,7 +47,7 @@ class Pinned(Protocol):
     async def rollback(self, opened: Any) -> None:
         """Roll back to it."""
 
-    def doubt(self) -> None:
+    def give_up(self) -> None:
         """End the connection."""
 
 
@@ -94,17 +94,31 @@ class PinnedRecord(_ConnectionRecord):
         self.opened = await_only(self._pinned.begin(TransactionOptions()))
         self.opened.block.enter()
 
-    def end(self, how: Callable[[Any], Any]) -> None:
-        """Commit or roll back what has begun, if anything has."""
+    def commit(self) -> None:
+        """Commit what has begun, if anything has; what cannot be is rolled back."""
+        if (opened := self._leave()) is not None:
+            try:
+                await_only(self._pinned.commit(opened))
+            except BaseException:
+                await_only(self._pinned.rollback(opened))
+                raise
+
+    def rollback(self) -> None:
+        """Roll back what has begun, if anything has."""
+        if (opened := self._leave()) is not None:
+            await_only(self._pinned.rollback(opened))
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
+        """End the connection: SQLAlchemy does not know its state; nothing where its turn had not come yet."""
+        if self.dbapi_connection is not None:
+            self.dbapi_connection = None
+            self._pinned.give_up()
+
+    def _leave(self) -> Any:
         opened, self.opened = self.opened, None
         if opened is not None:
             opened.block.leave()
-            await_only(how(opened))
-
-    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
-        """End the connection: SQLAlchemy does not know its state."""
-        self.dbapi_connection = None
-        self._pinned.doubt()
+        return opened
 
 
 def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
@@ -112,8 +126,8 @@ def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
     dialect: Any = engine.sync_engine.dialect
     dialect.set_isolation_level = _keeping_to_autocommit(dialect.set_isolation_level)
     dialect.do_begin = _on_record(PinnedRecord.begin, dialect.do_begin)
-    dialect.do_commit = _on_record(lambda one: one.end(pinned().commit), dialect.do_commit)
-    dialect.do_rollback = _on_record(lambda one: one.end(pinned().rollback), dialect.do_rollback)
+    dialect.do_commit = _on_record(PinnedRecord.commit, dialect.do_commit)
+    dialect.do_rollback = _on_record(PinnedRecord.rollback, dialect.do_rollback)
     event.listen(engine.sync_engine, "handle_error", _keep_the_connection)
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _in_turn(pinned, getattr(dialect, name)))

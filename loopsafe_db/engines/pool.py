@@ -17,7 +17,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from loopsafe_db._runtime.endings import to_the_end
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("loopsafe_db")
 _FORGOTTEN = "a connection was not given back before its event loop was closed"
-SETTLE_TIMEOUT = 2.0  # seconds for an interrupted statement to end, or for a connection to close
 
 
 class SharedQueue(Pool):
@@ -243,21 +242,11 @@ class ConnectionPool:
             return  # in a forked child that runs its parent's tasks down
 
         async def settle() -> None:
-            try:
-                async with asyncio.timeout(SETTLE_TIMEOUT):
-                    await self.driver.settle(entry.raw)
-                    if reset:
-                        await self.driver.reset(entry.raw)
-            except BaseException as error:
-                entry.terminate()
-                if not isinstance(error, Exception):
-                    raise
+            await self.driver.settle(entry.raw)
+            if reset:
+                await self.driver.reset(entry.raw)
 
-        try:
-            await to_the_end(settle(), SETTLE_TIMEOUT)
-        except BaseException:
-            self.give_back(entry)
-            raise
+        await or_give_up(settle, ENDING_TIMEOUT, entry.terminate)
         if self.driver.is_closed(entry.raw):
             entry.terminate()
 
@@ -352,7 +341,7 @@ class ConnectionPool:
         if entry.home is not asyncio.get_running_loop():
             self.driver.move(entry.raw)
         try:
-            async with asyncio.timeout(SETTLE_TIMEOUT):
+            async with asyncio.timeout(ENDING_TIMEOUT):
                 await self.driver.close(entry.raw)
             self.counts.closed += 1
         except BaseException as error:

@@ -172,9 +172,11 @@ async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_
     undone: Database, timeout: Callable[[float], AbstractAsyncContextManager[Any]]
 ) -> None:
     async def insert(number: int) -> None:
-        if number % 3 == 0:
+        if number % 4 == 0:
             await undone.execute(INSERT, {"id": number})
-        elif number % 3 == 1:
+        elif number % 4 == 1:
+            await undone.execute_many(INSERT, [{"id": number}, {"id": -number}])
+        elif number % 4 == 2:
             async with undone.transaction():
                 await undone.execute(things.insert(), {"id": number})
                 await undone.fetch_val(COUNT)
@@ -185,12 +187,48 @@ async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_
 
     await insert(1001)
     kept = {1001}
-    for number in range(150):
+    for number in range(200):
         with suppress(TimeoutError):
-            async with timeout(number % 75 / 10_000):
+            async with timeout(number % 50 / 6_000):
                 await insert(number)
             kept.add(number)
     assert kept <= {row[0] for row in await undone.fetch_all("SELECT id FROM things")}
+
+
+async def test_who_is_cancelled_before_its_turn_takes_nothing_of_others_with_it(
+    undone: Database,
+) -> None:
+    kept = {1001}
+
+    async def insert(number: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(number / 1_000), undone.session() as session:
+                await session.execute(things.insert().values(id=number))
+                await session.commit()
+                kept.add(number)
+
+    await undone.execute(INSERT, {"id": 1001})
+    await asyncio.gather(*map(insert, range(80)))
+    assert undone._pool().pinned.left_open() == []  # noqa: SLF001
+    assert kept <= {row[0] for row in await undone.fetch_all("SELECT id FROM things")}
+
+
+async def test_a_rollback_waits_for_its_turn(
+    undone: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopsafe_db.connection.ENDING_TIMEOUT", 0.1)
+
+    async def stranger() -> None:
+        with suppress(StatementTimeout):
+            await undone.fetch_val(SLOW, timeout=0.5)
+
+    await undone.execute(INSERT, {"id": 1})
+    async with undone.transaction(force_rollback=True):
+        await undone.execute(INSERT, {"id": 2})
+        waiting = asyncio.create_task(stranger())
+        await asyncio.sleep(0.05)
+    await waiting
+    assert await undone.fetch_val(COUNT) == 1
 
 
 async def test_who_gives_up_while_connecting_is_in_nobodys_way(undone: Database) -> None:
@@ -206,7 +244,7 @@ async def test_where_the_connection_ends_all_is_lost_and_everybody_is_told(
     undone: Database,
 ) -> None:
     await undone.execute(INSERT, {"id": 1})
-    undone._pool().pinned.doubt()  # noqa: SLF001 (as where the server ends it)
+    undone._pool().pinned.give_up()  # noqa: SLF001 (as where the server ends it)
     for query in (COUNT, things.select()):
         with pytest.raises(TransactionError, match="has been lost"):
             await undone.fetch_val(query)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from loopsafe_db import Database
-from loopsafe_db.errors import TransactionError
+from loopsafe_db.errors import StatementTimeout, TransactionError
+from loopsafe_db.testing.conformance import SLOW
 from tests.conftest import SCOPE
 
 if TYPE_CHECKING:
@@ -74,6 +77,42 @@ async def test_a_block_may_end_its_own(database: Database, numbers: Numbers) -> 
         await insert(database, 2)
         await transaction.commit()
 
+    assert await numbers() == {2}
+
+
+async def test_what_follows_an_interrupted_transaction_is_not_lost(
+    database: Database, numbers: Numbers
+) -> None:
+    async with database.connection() as connection:
+        began = time.perf_counter()
+        async with connection.transaction():
+            await insert(database, 0)
+        took = time.perf_counter() - began
+        for n in range(1, 121):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(took * n / 100), connection.transaction():
+                    await insert(database, -n)
+            await insert(database, n)
+    assert await numbers() >= set(range(1, 121))
+
+
+async def test_who_gives_up_waiting_to_commit_has_committed_nothing(
+    database: Database, numbers: Numbers
+) -> None:
+    async def query(slow: str) -> None:
+        with suppress(StatementTimeout):
+            await connection.fetch_val(slow, timeout=0.5)
+
+    async with database.connection() as connection:
+        transaction = await connection.transaction()
+        await insert(database, 1)
+        other = asyncio.create_task(query(SLOW[database.url.get_backend_name()]))
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await transaction.commit()
+        await other
+        await insert(database, 2)
     assert await numbers() == {2}
 
 
