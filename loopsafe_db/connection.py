@@ -101,8 +101,6 @@ class Connection:
         self._owner: asyncio.Task[Any] | None = None
         self._block = Block()
         self._turn: Turn = asyncio.Lock()
-        # Whether a statement was interrupted, so that its state is not known.
-        self._doubtful = False
         self._sharers: set[asyncio.Task[Any]] = set()
         self._transactions: list[OpenTransaction] = []
         self._outermost = TransactionOptions()
@@ -320,12 +318,13 @@ class Connection:
             return
         if self._owner is not None:
             self._unbind(self._owner)
-        if self._doubtful or self._transactions or self._turn.locked():
-            try:
+        try:
+            if entry.interrupted or self._transactions or self._turn.locked():
                 await self._pool.settle(entry)
-            except BaseException:
-                self._pool.give_back(entry)
-                raise
+        finally:
+            await self._give_back(entry)
+
+    async def _give_back(self, entry: PoolEntry) -> None:
         if self._sqlalchemy is None or not entry.is_open:
             self._pool.give_back(entry)
             return
@@ -450,9 +449,10 @@ class Connection:
         try:
             return await operation
         except (asyncio.CancelledError, TimeoutError):
-            self._doubtful = True
-            if not self._transactions and self._entry is not None:
-                await self._pool.settle(self._entry)
+            if self._entry is not None:
+                self._entry.interrupted = True
+                if not self._transactions:
+                    await self._pool.settle(self._entry)
             raise
 
     async def _run_clause(

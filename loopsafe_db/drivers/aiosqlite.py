@@ -10,6 +10,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
+from weakref import WeakSet
 
 import aiosqlite
 from sqlalchemy.dialects import registry
@@ -50,6 +51,7 @@ _PRAGMAS = {
 _SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has them
 _NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
+_ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
 
 
@@ -80,15 +82,52 @@ class _Questions:
         self._queue.put_nowait((None if future is None else _Answer(future), function))
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """sqlite3's own, which can let go of results that were not read to their end: each keeps a lock.
+
+    And which refuses what belongs to a transaction that is no more: SQLite ends one where a statement that writes is
+    interrupted, or the disk is full. What follows would be committed by itself.
+    """
+
+    has_begun = False  # whether a transaction was begun, and not ended
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, *args: Any) -> Any:
+        if self.has_begun and not self.in_transaction:
+            raise TransactionError(_ROLLED_BACK)
+        made = super().cursor(*args)
+        self._cursors.add(made)
+        return made
+
+    def execute(self, *args: Any) -> Any:
+        return self.cursor().execute(*args)  # sqlite3's asks no method for the cursor
+
+    def executemany(self, *args: Any) -> Any:
+        return self.cursor().executemany(*args)
+
+    def close_cursors(self) -> None:
+        for cursor in list(self._cursors):
+            cursor.close()
+
+
 class _Call:
     """A call for the connection's thread, which does not begin it once it was given up."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, raw: GuardedConnection, function: Callable[..., Any]) -> None:
+        self._raw, self._function = raw, function
         self.given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return None if self.given_up else self._function(*args, **kwargs)
+        if self.given_up:
+            return None
+        self._raw.is_busy = True
+        try:
+            return self._function(*args, **kwargs)
+        finally:
+            self._raw.is_busy = False
 
 
 class GuardedConnection(aiosqlite.Connection):
@@ -99,6 +138,8 @@ class GuardedConnection(aiosqlite.Connection):
     begin: str  # how transactions begin that may write
     is_pinned: bool  # whether all that is done on it is undone in the end
     engine_begin: str | None  # how those of SQLAlchemy's engine do; None in its AUTOCOMMIT
+    level = "SERIALIZABLE"  # of SQLite's isolation: what a connection begins with
+    is_busy = False  # whether its thread does something
     savepoints = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -108,7 +149,7 @@ class GuardedConnection(aiosqlite.Connection):
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.guarded_owner.check(self)
         until = time.monotonic() + self.patience
-        call = _Call(fn)
+        call = _Call(self, fn)
         while True:
             try:
                 return await super()._execute(call, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -130,8 +171,14 @@ class GuardedConnection(aiosqlite.Connection):
             await outlast(quiet, _GRACE)
             if not quiet.cancel():
                 return
-        if self._connection is not None:
+        # Between two calls there is nothing to stop but a half-read cursor, and then all that follows.
+        if self.is_busy and self._connection is not None:
             self._connection.interrupt()
+
+    @property
+    def sqlite(self) -> _SqliteConnection:
+        """The connection of its thread."""
+        return self._conn  # type: ignore[return-value]
 
     def __del__(self) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
@@ -148,6 +195,11 @@ class EngineDialect(SQLiteDialect_aiosqlite):
         if raw.engine_begin and not raw.in_transaction:
             await_only(_run(raw, raw.engine_begin))
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """Roll back, if anything has begun: else it would be a turn of the thread for nothing."""
+        if dbapi_connection.driver_connection.in_transaction:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for what it does."""
         DRIVER.terminate(dbapi_connection.driver_connection)
@@ -161,7 +213,8 @@ class EngineDialect(SQLiteDialect_aiosqlite):
         """Note the level; sqlite3's own ``isolation_level`` stays None, or texts would begin, and never commit."""
         raw: GuardedConnection = dbapi_connection.driver_connection
         raw.engine_begin = {"AUTOCOMMIT": None, "DEFERRED": "BEGIN"}.get(level, raw.begin)
-        if level not in ("AUTOCOMMIT", "DEFERRED"):
+        if level not in ("AUTOCOMMIT", "DEFERRED", raw.level):
+            raw.level = level
             SQLiteDialect.set_isolation_level(self, dbapi_connection, level)
 
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
@@ -236,10 +289,12 @@ class SqliteTransaction:
             await _run(self._raw, "PRAGMA query_only = ON")
         reads = self._options.readonly or self._options.deferred
         await _run(self._raw, "BEGIN" if reads else self._raw.begin)
+        self._raw.sqlite.has_begun = True
 
     async def commit(self) -> None:
-        if not self._raw.in_transaction:  # as when a statement that writes is interrupted
-            raise TransactionError("SQLite has rolled the transaction back by itself")
+        if not self._raw.in_transaction:
+            self._raw.sqlite.has_begun = bool(self._savepoint)
+            raise TransactionError(_ROLLED_BACK)
         await self._end(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
 
     async def rollback(self) -> None:
@@ -254,6 +309,7 @@ class SqliteTransaction:
         await self.start()
 
     async def _end(self, sql: str) -> None:
+        self._raw.sqlite.has_begun = bool(self._savepoint)
         if self._raw.in_transaction:  # SQLite ends one by itself on some errors
             await _run(self._raw, sql)
         if self._options.readonly and not self._savepoint:
@@ -283,6 +339,7 @@ class AiosqliteDriver:
         loop_bound=False,
         attaches=False,
         reset_on_return=False,
+        settles=True,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -318,6 +375,7 @@ class AiosqliteDriver:
             "timeout": given["patience"],
             "isolation_level": None,  # sqlite3 begins no transaction by itself; ours begin by BEGIN
             "check_same_thread": False,
+            "factory": _SqliteConnection,
             **given["keywords"],
         }
         # From then on the waiting is ours.
@@ -399,6 +457,8 @@ class AiosqliteDriver:
         await _run(raw, "PRAGMA query_only = OFF")
 
     async def reset(self, raw: GuardedConnection) -> None:
+        raw.sqlite.has_begun = False
+        await raw._execute(raw.sqlite.close_cursors)  # noqa: SLF001
         if raw.in_transaction:
             await _run(raw, "ROLLBACK")
 

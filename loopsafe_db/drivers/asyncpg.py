@@ -294,6 +294,7 @@ class AsyncpgDriver:
         loop_bound=sys.platform == "win32",  # its default loop cannot take a socket over
         attaches=True,
         reset_on_return=True,
+        settles=True,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class DriverTraits:
             the driver commits what it does, and the core what it has SQLAlchemy do.
         adapted: Whether ``raw`` is what SQLAlchemy's dialect works on, and not what it would adapt first. It is
             given the engine's dialect as its attribute ``dialect``.
+        settles: Whether a connection may stay where SQLAlchemy was cancelled in a statement on it: `Driver.settle` and
+            `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DriverTraits:
     reset_on_return: bool
     autocommit: bool = True
     adapted: bool = False
+    settles: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,10 @@ class EngineDialect(PGDialectAsync_psycopg):
         if raw.engine_begins:
             await_only(raw.begin())
 
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """End a connection without waiting for anything: SQLAlchemy may be in no greenlet."""
+        DRIVER.terminate(dbapi_connection.driver_connection)
+
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
         """Tell whether isolation level AUTOCOMMIT was asked for."""
         return not dbapi_connection.driver_connection.engine_begins
@@ -333,6 +337,7 @@ class PsycopgDriver:
         loop_bound=False,
         attaches=False,
         reset_on_return=True,
+        settles=True,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:

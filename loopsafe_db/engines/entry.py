@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.pool.base import _ConnectionRecord
+from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.engines.holders import describe
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopsafe_db.engines.pool import ConnectionPool
+
+
+class Proxy(_ConnectionFairy):
+    """SQLAlchemy's proxy of what a `Connection` has, whose transaction SQLAlchemy does not know."""
 
 
 class PoolEntry(_ConnectionRecord):
@@ -30,6 +37,7 @@ class PoolEntry(_ConnectionRecord):
         task: The asyncio task that has it.
         since: When that got it, on the same clock.
         taken_at: File and line where it was taken, if it is held for longer than one call.
+        interrupted: Whether a statement was cut off, so that the connection has to be settled.
     """
 
     raw: Any = None
@@ -38,6 +46,7 @@ class PoolEntry(_ConnectionRecord):
     since: float = 0.0
     task: asyncio.Task[Any] | None = None
     taken_at: str = ""
+    interrupted: bool = False
     dbapi_connection: Any
     fairy_ref: Any
 
@@ -88,11 +97,33 @@ class PoolEntry(_ConnectionRecord):
             self.terminate()
         connection: Any = super().get_connection()
         if not ready:
-            adapted = self._lender.driver.traits.adapted
-            self.raw = self.dbapi_connection if adapted else self.driver_connection
+            self.raw = self._of_driver
             self._settle_in(loop)
         self._lender.lending.opened()
         return connection
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
+        """End its connection, for SQLAlchemy; where a statement was cancelled the server stops that, and it stays.
+
+        SQLAlchemy by itself may end it before the server has been told, which then goes on with the statement.
+        """
+        if (
+            isinstance(e, asyncio.CancelledError)
+            and self._lender.driver.traits.settles
+            and not soft
+            and in_greenlet()
+            and self._lender.key.pid == os.getpid()
+            and self.is_open
+            and self.raw is self._of_driver  # else it is being opened
+        ):
+            proxy = self.fairy_ref
+            stays = not isinstance(proxy and proxy(), Proxy)
+            with suppress(asyncio.CancelledError):  # `e` is on its way to whoever was cancelled
+                await_only(self._lender.settle(self, reset=stays))
+            self.fairy_ref = proxy  # else SQLAlchemy would not return what had to be ended
+            if stays:
+                return
+        super().invalidate(e, soft)
 
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
@@ -118,6 +149,11 @@ class PoolEntry(_ConnectionRecord):
     def holder(self) -> str:
         """Who has it, since when and where."""
         return describe(self.task, self.since, self.taken_at)
+
+    @property
+    def _of_driver(self) -> Any:
+        adapted = self._lender.driver.traits.adapted
+        return self.dbapi_connection if adapted else self.driver_connection
 
     def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.home_ref() is loop:

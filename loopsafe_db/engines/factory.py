@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields, replace
 from functools import partial
 from ssl import SSLContext
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import MissingGreenlet
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -17,10 +18,11 @@ from loopsafe_db.drivers.base import ConnectOptions, Driver
 from loopsafe_db.drivers.discovery import find_driver
 from loopsafe_db.drivers.url import connect_timeout, describe_target, dialect_url, parse_url
 from loopsafe_db.engines.credentials import Credentials
+from loopsafe_db.engines.entry import Proxy
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
-from loopsafe_db.engines.statement_timeout import limit_statements
+from loopsafe_db.engines.statement_timeout import TIMED, limit_statements
 from loopsafe_db.errors import InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
@@ -183,17 +185,32 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
     )
     if pool.options.force_rollback:
         pin(engine, lambda: pool.pinned)
-    event.listen(engine.sync_engine, "handle_error", partial(_look_for_dropped_plans, pool))
+    event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
     if (limit := pool.options.timeouts.statement) is not None:
         limit_statements(engine.sync_engine, limit)
     return engine
 
 
-def _look_for_dropped_plans(pool: ConnectionPool, context: ExceptionContext) -> None:
+def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
     """Hear of every error that SQLAlchemy meets on the pool's connections."""
-    if context.connection is not None and not context.connection.closed:
-        fairy: Any = context.connection.connection
-        pool.drops_plans(fairy._connection_record, context.original_exception)  # noqa: SLF001
+    if context.connection is None or context.connection.closed:
+        return
+    fairy: Any = context.connection.connection
+    entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
+    if not isinstance(error, asyncio.CancelledError):
+        pool.drops_plans(entry, error)
+    elif isinstance(fairy, Proxy) and pool.driver.traits.settles and _ends_in_order(context):
+        entry.interrupted, context.is_disconnect = True, False
+
+
+def _ends_in_order(context: ExceptionContext) -> bool:
+    """Tell whether what was cancelled is over before the transaction around it ends: a clause, or a session of today.
+
+    In older versions of SQLAlchemy a session that AnyIO cancels goes on with its rollback after its block.
+    """
+    execution = context.execution_context
+    ours = execution is not None and TIMED.keys() <= execution.execution_options.keys()
+    return ours or hasattr(session, "_run_to_completion")
 
 
 def _nobody_to_tell() -> None:

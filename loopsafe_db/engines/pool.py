@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
-from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
-from loopsafe_db.engines.entry import PoolEntry
+from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.lending import Lending, Slot, is_gone
 from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
@@ -244,15 +243,18 @@ class ConnectionPool:
         async def settle() -> None:
             await self.driver.settle(entry.raw)
             if reset:
+                # what SQLAlchemy has begun, then what it has not come to know of
+                await greenlet_spawn(self.engine.dialect.do_rollback, entry.dbapi_connection)
                 await self.driver.reset(entry.raw)
 
+        entry.interrupted = False
         await or_give_up(settle, ENDING_TIMEOUT, entry.terminate)
         if self.driver.is_closed(entry.raw):
             entry.terminate()
 
-    def proxy(self, entry: PoolEntry) -> _ConnectionFairy:
+    def proxy(self, entry: PoolEntry) -> Proxy:
         """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""
-        fairy = _ConnectionFairy(self.queue, cast("Any", entry.dbapi_connection), entry, echo=None)
+        fairy = Proxy(self.queue, cast("Any", entry.dbapi_connection), entry, echo=None)
         fairy._counter = 1  # noqa: SLF001 (as SQLAlchemy counts its own)
         entry.fairy_ref = weakref.ref(fairy, _ignore)
         return fairy

@@ -9,16 +9,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
-from loopsafe_db.errors import InvalidURLError
+from loopsafe_db.errors import InvalidURLError, StatementTimeout, TransactionError
 from tests.conftest import SCOPE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PROCESSES, TASKS = 4, 20
@@ -217,6 +218,25 @@ async def test_a_cancelled_transaction_holds_no_lock(
                 other.execute("INSERT INTO t VALUES (2)")
                 other.commit()
         assert await database.fetch_all("SELECT DISTINCT id FROM t") == [(2,)]
+
+
+@pytest.mark.parametrize("kind", [str, sa.text])
+async def test_what_follows_in_a_transaction_that_sqlite_has_ended_is_refused(
+    url: str, kind: Callable[[str], Any]
+) -> None:
+    many = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 300000000)"
+        " INSERT INTO t SELECT x FROM n"
+    )
+    database = Database(url, scope=SCOPE)
+    await database.execute("CREATE TABLE t (id INTEGER)")
+    with pytest.raises(TransactionError, match="by itself"):  # noqa: PT012
+        async with database.transaction():
+            with pytest.raises(StatementTimeout):
+                await database.execute(kind(many), timeout=0.1)
+            await database.execute(kind("INSERT INTO t VALUES (1)"))
+    await database.execute("INSERT INTO t VALUES (2)")
+    assert await database.fetch_all("SELECT id FROM t") == [(2,)]
 
 
 def test_many_that_make_one_new_file_wal_wait_for_each_other(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from loopsafe_db import Database
 from loopsafe_db.errors import ForeignLoopError
+from loopsafe_db.testing.conformance import SLOW
 from tests.conftest import SCOPE
 
 if TYPE_CHECKING:
@@ -259,6 +261,39 @@ async def test_a_cancelled_session_leaves_nothing_behind(
     assert await titles() == set()
     assert database.stats().in_use == 0
     await database.execute("INSERT INTO meetings (title) VALUES ('later')")
+
+
+@pytest.mark.skipif(sa.__version__.startswith("2.0."), reason="2.1 waits for its end")
+async def test_a_session_that_is_cut_off_in_a_transaction_undoes_its_own_work(
+    database: Database, titles: Titles
+) -> None:
+    async with database.transaction():
+        await database.execute("INSERT INTO meetings (title) VALUES ('before')")
+        with pytest.raises(TimeoutError):  # noqa: PT012
+            async with asyncio.timeout(0.2), database.session() as session:
+                session.add(Meeting(title="dropped"))
+                await session.flush()
+                await session.execute(sa.text(SLOW[database.url.get_backend_name()]))
+        await database.execute("INSERT INTO meetings (title) VALUES ('after')")
+    assert await titles() == {"before", "after"}
+
+
+async def test_sessions_that_are_cut_off_at_whatever_moment_lose_nothing(
+    database: Database, titles: Titles
+) -> None:
+    kept = set()
+
+    async def add(number: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(number % 40 / 1000):
+                async with database.session.begin() as session:
+                    session.add(Meeting(title=str(number)))
+                    await session.flush()
+                kept.add(str(number))
+
+    await asyncio.gather(*map(add, range(120)))
+    assert kept <= await titles()
+    assert database.stats().in_use == 0
 
 
 # -- where it does not belong
