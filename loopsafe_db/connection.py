@@ -208,7 +208,9 @@ class Connection:
         rows = compiled.many(values)
         self._pool.note(compiled.sql)
         limit = self._limit(timeout)
-        return await self.run(lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit))
+        return await self.run(
+            lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit), begins=True
+        )
 
     async def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
@@ -276,7 +278,7 @@ class Connection:
             if opened is not self._transactions[-1]:
                 raise TransactionError("the transaction has another one open inside it")
             self._transactions.pop()
-            await self._await(opened.transaction.commit())
+            await self._settled(opened.transaction.commit())
 
     async def rollback(self, opened: OpenTransaction) -> None:
         """Roll a transaction back, with those inside it, whoever is cancelled; in a forked child, do nothing.
@@ -359,7 +361,7 @@ class Connection:
         else:
             options = TransactionOptions()
         opened = OpenTransaction(self._driver.transaction(self._raw, options))
-        await self._await(opened.transaction.start())
+        await self._settled(opened.transaction.start())
         self._transactions.append(opened)
         return opened
 
@@ -439,20 +441,32 @@ class Connection:
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout
 
-    async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
-        """Run one operation on the driver's connection, in turn."""
+    async def run(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
+        """Run one operation on the driver's connection, in turn.
+
+        Args:
+            operation: What the driver does.
+            begins: Whether it may begin a transaction of its own.
+        """
         async with self._turn:
-            return await self._await(operation(self._raw))
+            return await (self._settled if begins else self._await)(operation(self._raw))
 
     async def _await(self, operation: Awaitable[T]) -> T:
-        """Await what the driver does. An interruption leaves doubt, but no transaction that nobody knows of."""
+        """Await what the driver does; an interruption leaves doubt."""
         try:
             return await operation
         except (asyncio.CancelledError, TimeoutError):
             if self._entry is not None:
                 self._entry.interrupted = True
-                if not self._transactions:
-                    await self._pool.settle(self._entry)
+            raise
+
+    async def _settled(self, operation: Awaitable[T]) -> T:
+        """Await what begins or ends a transaction; an interruption leaves none that nobody knows of."""
+        try:
+            return await self._await(operation)
+        except (asyncio.CancelledError, TimeoutError):
+            if self._entry is not None and not self._transactions:
+                await self._pool.settle(self._entry)
             raise
 
     async def _run_clause(

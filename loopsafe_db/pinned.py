@@ -75,7 +75,7 @@ class PinnedConnection(Connection):
         self._driver.move(self._raw)
         return self._raw
 
-    async def run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+    async def run(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         """Run one operation in turn, so that its failure undoes nothing else."""
         async with self._turn:
             if self._transactions:
@@ -148,7 +148,7 @@ class PinnedConnection(Connection):
         try:
             if self._around is None:
                 around = self._driver.transaction(entry.raw, TransactionOptions())
-                await self._await(around.start())
+                await self._settled(around.start())
                 self._entry, self._raw, self._around = entry, entry.raw, around
             self._lost |= entry.raw is not self._raw
             if self._lost:
@@ -187,12 +187,12 @@ class PinnedConnection(Connection):
         guard = self._guard
         if guard is None:
             guard = self._guard = self._driver.transaction(self._raw, TransactionOptions())
-            await self._await(guard.start())
+            await self._settled(guard.start())
         else:
-            await self._await(guard.renew())
+            await self._settled(guard.renew())
         return guard
 
-    async def _await(self, operation: Awaitable[T]) -> T:
+    async def _settled(self, operation: Awaitable[T]) -> T:
         """Await what changes the savepoints, to its end."""
         return await to_the_end(operation, ENDING_TIMEOUT, self.give_up)
 

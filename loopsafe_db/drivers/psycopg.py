@@ -25,7 +25,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
-from loopsafe_db._runtime.endings import to_the_end
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.transport import addresses, can_move, nowhere
 from loopsafe_db.drivers import libpq
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from loopsafe_db.options import DatabaseOptions
 
-CANCEL_TIMEOUT = 0.5  # seconds for the server to stop a statement; then the connection is ended
 # Seconds after which a wait looks at its socket unasked. psycopg does at 0.1: that costs, and a registration that is
 # new at a fork is one that uvloop's child stumbles over.
 _SELDOM = 3600.0
@@ -104,6 +103,12 @@ class EngineDialect(PGDialectAsync_psycopg):
         if raw.engine_begins:
             await_only(raw.begin())
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """Roll back, if anything has begun: else psycopg would only wait for the next turn of the loop."""
+        status = dbapi_connection.driver_connection.pgconn.transaction_status
+        if status != TransactionStatus.IDLE:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for anything: SQLAlchemy may be in no greenlet."""
         DRIVER.terminate(dbapi_connection.driver_connection)
@@ -114,7 +119,7 @@ class EngineDialect(PGDialectAsync_psycopg):
 
     def _do_isolation_level(self, connection: Any, autocommit: Any, isolation_level: Any) -> None:
         self._do_autocommit(connection, autocommit)
-        if not autocommit:
+        if not autocommit and connection.driver_connection.isolation_level != isolation_level:
             connection.set_isolation_level(isolation_level)
 
     def _do_autocommit(self, connection: Any, value: Any) -> None:
@@ -185,7 +190,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             # In a forked child it is the parent's statement, and goes on.
             if self.guarded_owner.is_here and not self.ended:
-                await to_the_end(self._stop(gen), CANCEL_TIMEOUT)
+                await to_the_end(self._stop(gen), ENDING_TIMEOUT)
             raise
         finally:
             self._waiting = False
@@ -200,7 +205,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         if not psycopg.capabilities.has_cancel_safe():
             return  # libpq before 17 would hold up the whole interpreter until the server answers
         with suppress(psycopg.Error, TimeoutError):
-            async with asyncio.timeout(CANCEL_TIMEOUT):
+            async with asyncio.timeout(ENDING_TIMEOUT):
                 await self.cancel_safe()
                 with suppress(errors.QueryCanceled, errors.PipelineAborted):
                     await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)

@@ -96,6 +96,20 @@ async def test_what_follows_an_interrupted_transaction_is_not_lost(
     assert await numbers() >= set(range(1, 121))
 
 
+async def test_a_transaction_by_text_is_all_or_nothing_though_a_query_in_it_is_cut_off(
+    database: Database, numbers: Numbers
+) -> None:
+    async with database.connection() as connection:
+        await connection.execute("BEGIN")
+        await insert(database, 1)
+        with pytest.raises(StatementTimeout):
+            await connection.fetch_val(SLOW[database.url.get_backend_name()], timeout=0.1)
+        with suppress(Exception):  # PostgreSQL refuses it, SQLite takes it
+            await insert(database, 2)
+        await connection.execute("COMMIT")
+    assert await numbers() in (set(), {1, 2})
+
+
 async def test_who_gives_up_waiting_to_commit_has_committed_nothing(
     database: Database, numbers: Numbers
 ) -> None:
