@@ -165,11 +165,9 @@ def test_a_killed_worker_takes_nothing_from_the_others(pytester: pytest.Pytester
 
     run(pytester, "-n2").assert_outcomes(passed=5, failed=1)
 
-    workers, _, folders, _ = (set(column) for column in zip(*used(pytester), strict=True))
-    assert len(workers) > 1
-    assert len(folders) == 1
-    folder = folders.pop()
-    wait_until(lambda: is_gone(folder))
+    folders = {worker: folder for worker, _, folder, _ in used(pytester)}
+    assert len(set(list(folders.values())[:2])) == 1  # a third worker may come when these have left
+    wait_until(lambda: all(map(is_gone, folders.values())))
 
 
 def test_a_killed_run_leaves_no_server(pytester: pytest.Pytester) -> None:
