@@ -283,18 +283,9 @@ class Connection:
     async def rollback(self, opened: OpenTransaction) -> None:
         """Roll a transaction back, with those inside it, whoever is cancelled; in a forked child, do nothing.
 
-        If that takes the server more than 2 s, or fails, the connection is ended, and the server rolls back.
+        If that takes more than 2 s, or fails, the connection is ended, and the server rolls back.
         """
-
-        async def roll_back() -> None:
-            async with self._turn:
-                if opened in self._transactions:
-                    del self._transactions[self._transactions.index(opened) :]
-                    async with asyncio.timeout(ENDING_TIMEOUT):
-                        await opened.transaction.rollback()
-
-        if self._key.pid == os.getpid():
-            await or_give_up(roll_back, self._pool.options.timeouts.acquire, self.give_up)
+        await self._roll_back(opened, ENDING_TIMEOUT)
 
     def give_up(self) -> None:
         """End the connection: what was done on it cannot be told any more."""
@@ -302,6 +293,16 @@ class Connection:
             self._entry.terminate()
 
     # -- below
+
+    async def _roll_back(self, opened: OpenTransaction, seconds: float) -> None:
+        async def roll_back() -> None:
+            async with self._turn:
+                if opened in self._transactions:
+                    del self._transactions[self._transactions.index(opened) :]
+                    await opened.transaction.rollback()
+
+        if self._key.pid == os.getpid():
+            await or_give_up(roll_back, seconds, self.give_up)
 
     async def _check_out(self, place: str) -> None:
         self._begin_anew()
@@ -466,7 +467,7 @@ class Connection:
             return await self._await(operation)
         except (asyncio.CancelledError, TimeoutError):
             if self._entry is not None and not self._transactions:
-                await self._pool.settle(self._entry)
+                await self._pool.settle(self._entry, returned=False)
             raise
 
     async def _run_clause(

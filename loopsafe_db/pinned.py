@@ -124,6 +124,10 @@ class PinnedConnection(Connection):
             else:
                 await super().commit(opened)
 
+    async def rollback(self, opened: OpenTransaction) -> None:
+        """Roll back to a savepoint, when its turn comes; without the connection all would be lost."""
+        await self._roll_back(opened, self._pool.options.timeouts.acquire)
+
     def left_open(self) -> list[str]:
         """Tell who has begun what has not ended, and where."""
         return [opened.holder for opened in self._transactions]

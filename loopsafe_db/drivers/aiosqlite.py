@@ -456,7 +456,7 @@ class AiosqliteDriver:
         await raw.halt()
         await _run(raw, "PRAGMA query_only = OFF")
 
-    async def reset(self, raw: GuardedConnection) -> None:
+    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
         raw.sqlite.has_begun = False
         await raw._execute(raw.sqlite.close_cursors)  # noqa: SLF001
         if raw.in_transaction:

@@ -389,10 +389,12 @@ class AsyncpgDriver:
             # Waits for a cancel request under way, as every operation does.
             await raw.execute("SELECT 1")
 
-    async def reset(self, raw: GuardedConnection) -> None:
+    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
         raw._top_xact = None  # noqa: SLF001 (asyncpg's mark of a transaction that has begun, or was to)
         if raw.is_in_transaction():
             await raw.execute("ROLLBACK")
+        if returned:
+            await raw.execute(libpq.UNLOCK)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         transport = raw.guarded_transport

@@ -201,8 +201,13 @@ class Driver(Protocol):
     async def settle(self, raw: Any) -> None:
         """Wait until an interrupted statement is over."""
 
-    async def reset(self, raw: Any) -> None:
-        """Roll back what is open on a settled connection, so that it can be used again; or close it, or raise."""
+    async def reset(self, raw: Any, *, returned: bool) -> None:
+        """Roll back what is open on a settled connection, so that it can be used again; or close it, or raise.
+
+        Args:
+            raw: The connection.
+            returned: Whether nobody has the connection any more: then locks of the session are let go of, too.
+        """
 
     def is_closed(self, raw: Any) -> bool:
         """Tell whether a connection is known to be closed."""

@@ -260,7 +260,7 @@ class GenericDriver:
         if raw.interrupted:
             raw.end()  # what it says next may be the answer to the question before
 
-    async def reset(self, raw: GuardedConnection) -> None:
+    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
         await greenlet_spawn(raw.undo)
 
     def is_closed(self, raw: GuardedConnection) -> bool:

@@ -34,6 +34,7 @@ _VALUES = {  # the libpq names that take one of a few words
     "gssencmode": ("disable", "prefer", "require"),
 }
 SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
+UNLOCK = "SELECT pg_advisory_unlock_all()"  # what the session holds outside of transactions
 NAMES = (
     "application_name",
     "connect_timeout",

@@ -462,12 +462,15 @@ class PsycopgDriver:
         if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
             raw.end()
 
-    async def reset(self, raw: GuardedConnection) -> None:
+    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
         status = raw.pgconn.transaction_status
         if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             await raw.rollback()
         elif status != TransactionStatus.IDLE:
             raw.end()
+            return
+        if returned:
+            await RecordCursor(raw).execute(libpq.UNLOCK, prepare=False)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.closed or raw.ended or raw.is_lost()

@@ -232,10 +232,13 @@ class ConnectionPool:
                 entry.leave()
         self.lending.give_back(entry)
 
-    async def settle(self, entry: PoolEntry, *, reset: bool = True) -> None:
+    async def settle(self, entry: PoolEntry, *, reset: bool = True, returned: bool = True) -> None:
         """Wait until an interrupted statement is over, or end its connection; in 2 s, whatever happens.
 
-        With `reset`, a transaction that is open then is rolled back.
+        Args:
+            entry: What has the connection.
+            reset: Whether a transaction that is open then is rolled back.
+            returned: Whether nobody has the connection any more.
         """
         if self.key.pid != os.getpid():
             return  # in a forked child that runs its parent's tasks down
@@ -245,7 +248,7 @@ class ConnectionPool:
             if reset:
                 # what SQLAlchemy has begun, then what it has not come to know of
                 await greenlet_spawn(self.engine.dialect.do_rollback, entry.dbapi_connection)
-                await self.driver.reset(entry.raw)
+                await self.driver.reset(entry.raw, returned=returned)
 
         entry.interrupted = False
         await or_give_up(settle, ENDING_TIMEOUT, entry.terminate)

@@ -255,6 +255,32 @@ async def test_a_query_that_is_cut_off_is_stopped_and_costs_no_connection(
         assert database.stats().opened == 1
 
 
+async def lock_by_text(database: Database, lock: str, query: str) -> None:
+    async with database.connection() as connection:
+        await connection.execute(lock)
+        await connection.execute(query)
+
+
+async def lock_by_engine(database: Database, lock: str, query: str) -> None:
+    async with database.engine.connect() as connection:
+        await connection.execute(sa.text(lock))
+        await connection.execute(sa.text(query))
+
+
+@pytest.mark.parametrize("lock", [lock_by_text, lock_by_engine])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_who_is_cut_off_leaves_no_lock_of_the_session(
+    postgres_url: str, driver: str, lock: Callable[[Database, str, str], Awaitable[None]]
+) -> None:
+    url = sa.make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    database, other = Database(url), Database(url)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await lock(database, "SELECT pg_advisory_lock(7)", SLOW["postgresql"])
+    assert await other.fetch_val("SELECT pg_try_advisory_lock(7)")
+    assert database.stats().opened == 1
+
+
 async def test_whoever_gives_up_while_connecting_leaves_no_socket(database: Database) -> None:
     kept = []  # as a log may keep what it has seen, or a debugger
     before = set(psutil.Process().net_connections())

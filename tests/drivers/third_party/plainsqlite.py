@@ -208,7 +208,7 @@ class PlainDriver:
         with raw.lock:
             pass
 
-    async def reset(self, raw: PlainConnection) -> None:
+    async def reset(self, raw: PlainConnection, *, returned: bool) -> None:
         if raw.in_transaction:
             raw.say("ROLLBACK")
 
