@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -51,16 +51,20 @@ def test_a_workflow_is_waited_for_and_its_progress_reported(
 ) -> None:
     workflow_id = client.start_workflow(define(client, unique), {}, correlation_id="meeting 7")
     seen: list[int] = []
+    looked = threading.Event()
+
+    def look(workflow: dict[str, Any]) -> None:
+        seen.append(len(workflow["tasks"]))
+        looked.set()
 
     def work() -> None:
+        looked.wait(30)
         for worker in ("one", "two"):
             conductor.finish(conductor.take(unique("job"), worker=worker), by=worker)
 
     thread = threading.Thread(target=work)
     thread.start()
-    workflow = client.wait_for_workflow(
-        workflow_id, timeout=30, interval=0.01, on_progress=lambda w: seen.append(len(w["tasks"]))
-    )
+    workflow = client.wait_for_workflow(workflow_id, timeout=30, interval=0.01, on_progress=look)
     thread.join()
 
     assert (workflow["status"], workflow["correlationId"]) == ("COMPLETED", "meeting 7")
