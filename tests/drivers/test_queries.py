@@ -274,8 +274,9 @@ async def test_who_is_cut_off_leaves_no_lock_of_the_session(
 ) -> None:
     url = sa.make_url(postgres_url).set(drivername=f"postgresql+{driver}")
     database, other = Database(url), Database(url)
+    await database.connect()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(0.5):
             await lock(database, "SELECT pg_advisory_lock(7)", SLOW["postgresql"])
     assert await other.fetch_val("SELECT pg_try_advisory_lock(7)")
     assert database.stats().opened == 1
