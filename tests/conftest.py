@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 import uvloop
 from sqlalchemy import make_url
@@ -16,7 +17,7 @@ from loopsafe_db.errors import ServerUnavailableError
 from tests.mariadb import MariaDB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -87,3 +88,10 @@ def skip_without(server: str) -> Iterator[None]:
 def skip_without_postgres() -> AbstractContextManager[None]:
     """Do so for PostgreSQL."""
     return skip_without("PostgreSQL")
+
+
+@asynccontextmanager
+async def anyio_timeout(seconds: float) -> AsyncIterator[None]:
+    """Do as `asyncio.timeout`; but AnyIO cancels again and again."""
+    with anyio.fail_after(seconds):
+        yield

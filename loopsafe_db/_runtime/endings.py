@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
-ENDING_TIMEOUT = (
-    2.0  # seconds for a statement to be interrupted, a transaction or connection to end
-)
+ENDING_TIMEOUT = 2.0  # seconds for a statement, a transaction or a connection to end
 
 
 async def to_the_end(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
 from loopsafe_db.errors import StatementTimeout, TransactionError
+from tests.conftest import anyio_timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -158,13 +158,6 @@ async def test_a_session_that_is_cancelled_takes_nothing_with_it(undone: Databas
             await session.execute(sa.text(SLOW))
     async with undone.session() as session:
         assert (await session.scalars(things.select())).all() == [1]
-
-
-@asynccontextmanager
-async def anyio_timeout(seconds: float) -> AsyncIterator[None]:
-    """Do as `asyncio.timeout`; but AnyIO cancels again and again."""
-    with anyio.fail_after(seconds):
-        yield
 
 
 @pytest.mark.parametrize("timeout", [asyncio.timeout, anyio_timeout])

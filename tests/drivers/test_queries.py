@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import psutil
 import pytest
 import sqlalchemy as sa
@@ -21,9 +19,10 @@ from loopsafe_db.errors import (
     StatementTimeout,
 )
 from loopsafe_db.testing.conformance import SLOW
+from tests.conftest import anyio_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from loopsafe_db import Connection
@@ -226,13 +225,6 @@ async def run_joined_session(database: Database, query: str) -> None:
 async def run_engine(database: Database, query: str) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(sa.text(query))
-
-
-@asynccontextmanager
-async def anyio_timeout(seconds: float) -> AsyncIterator[None]:
-    """Do as `asyncio.timeout`; but AnyIO cancels again and again."""
-    with anyio.fail_after(seconds):
-        yield
 
 
 @pytest.mark.parametrize("timeout", [asyncio.timeout, anyio_timeout])
