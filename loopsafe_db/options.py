@@ -93,6 +93,8 @@ class Token:
 
 Password = Callable[[], "str | Token | Awaitable[str | Token]"]
 Init = Callable[[Any], Awaitable[object]]
+JsonSerializer = Callable[[Any], str]
+JsonDeserializer = Callable[[str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ class Options(TypedDict, total=False):
         pgbouncer: ``"transaction"`` or ``"session"``, if the URL leads to a PgBouncer of that pool mode.
         server_settings: PostgreSQL's settings of each session: ``{"search_path": "mine"}``.
         replicas: URLs of read-only copies, for `Database.read`; with the same options as the handle.
+        json_serializer: Makes JSON of the values of SQLAlchemy's JSON columns; on PostgreSQL of those of texts, too.
+        json_deserializer: Makes values of JSON, where that makes JSON.
         min_size: ``pool.min_connections``.
         max_size: ``pool.max_connections``.
         max_queries: Taken, and of no effect.
@@ -185,6 +189,8 @@ class Options(TypedDict, total=False):
     pgbouncer: str | None
     server_settings: Mapping[str, str] | None
     replicas: Sequence[str | URL]
+    json_serializer: JsonSerializer | None
+    json_deserializer: JsonDeserializer | None
     min_size: int | None
     max_size: int | None
     max_queries: int | None
@@ -220,6 +226,8 @@ class DatabaseOptions:
     server_settings: Mapping[str, str] = field(default_factory=dict)
     replicas: tuple[DatabaseURL, ...] = ()
     init: Init | None = field(default=None, repr=False)
+    json_serializer: JsonSerializer | None = field(default=None, repr=False)
+    json_deserializer: JsonDeserializer | None = field(default=None, repr=False)
     force_rollback: bool = False
     ssl_context: SSLContext | None = field(default=None, repr=False)
     connecting: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import ssl
 import sys
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import event
-from sqlalchemy.dialects import registry
+from sqlalchemy import JSON, event
+from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
@@ -69,6 +70,7 @@ _REFUSED = (
 )
 _LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 _OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+_JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _FAILED = (
     OSError,
     asyncpg.PostgresError,
@@ -139,6 +141,10 @@ class GuardedConnection(BaseConnection):
 
     async def set_type_codec(self, typename: str, **options: Any) -> None:
         """Set a codec, and remember that it was set: `EngineDialect` leaves those of the user's alone."""
+        if typename in _JSON_PREFIXES and (encoder := options.get("encoder")) is not None:
+            options["encoder"] = lambda value: encoder(
+                value.value if type(value) is JsonValue else value
+            )
         await super().set_type_codec(typename, **options)
         self.guarded_codecs.add(typename)
 
@@ -179,10 +185,45 @@ class UnpreparedConnection(GuardedConnection):
         return await super()._get_statement(query, timeout, named="", **options)
 
 
+class JsonValue:
+    """A value of one of SQLAlchemy's JSON columns, for the codec of its connection to encode."""
+
+    __slots__ = ("value",)
+    value: object
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class EngineJSON(postgresql.JSON):
+    """SQLAlchemy's JSON, which it would encode itself, before the codec of the connection does it again."""
+
+    def bind_processor(self, dialect: Any) -> Any:
+        """Leave it to the codec."""
+        return self._make_bind_processor(None, JsonValue)  # type: ignore[no-untyped-call]
+
+
+class EngineJSONB(postgresql.JSONB):
+    """The same of the other type."""
+
+    def bind_processor(self, dialect: Any) -> Any:
+        """Leave it to the codec."""
+        return self._make_bind_processor(None, JsonValue)  # type: ignore[no-untyped-call]
+
+
 class EngineDialect(PGDialect_asyncpg):
     """SQLAlchemy's dialect: without its cache where nothing may stay prepared, and with our name for PgBouncer."""
 
     supports_statement_cache = True
+    colspecs: Any = {  # noqa: RUF012 (as SQLAlchemy has it)
+        **PGDialect_asyncpg.colspecs,
+        JSON: EngineJSON,
+        postgresql.JSON: EngineJSON,
+        postgresql.JSONB: EngineJSONB,
+    }
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:
@@ -202,14 +243,32 @@ class EngineDialect(PGDialect_asyncpg):
         return connect
 
     async def setup_asyncpg_json_codec(self, conn: Any) -> None:
-        """Set SQLAlchemy's codec, unless ``init`` has set another."""
-        if "json" not in conn.driver_connection.guarded_codecs:
-            await super().setup_asyncpg_json_codec(conn)  # type: ignore[no-untyped-call]
+        """Set the codec of JSON, unless ``init`` has set another."""
+        await self._set_json_codec(conn.driver_connection, "json")
 
     async def setup_asyncpg_jsonb_codec(self, conn: Any) -> None:
         """Do so for the other type."""
-        if "jsonb" not in conn.driver_connection.guarded_codecs:
-            await super().setup_asyncpg_jsonb_codec(conn)  # type: ignore[no-untyped-call]
+        await self._set_json_codec(conn.driver_connection, "jsonb")
+
+    async def _set_json_codec(self, raw: GuardedConnection, typename: str) -> None:
+        if typename in raw.guarded_codecs:
+            return
+        prefix = _JSON_PREFIXES[typename]
+        loads = self._json_deserializer or json.loads
+        await super(GuardedConnection, raw).set_type_codec(
+            typename,
+            schema="pg_catalog",
+            encoder=lambda value: prefix + self._encode_json(value).encode(),
+            decoder=lambda data: loads(data[len(prefix) :].decode()),
+            format="binary",  # composite types take no other
+        )
+
+    def _encode_json(self, value: Any) -> Any:
+        """Encode what a column gives; from a text all where a serializer was given, else it is JSON already."""
+        serializer: Any = self._json_serializer
+        if type(value) is JsonValue:
+            return (serializer or json.dumps)(value.value)
+        return value if serializer is None else serializer(value)
 
 
 registry.register("postgresql.loopsafe_asyncpg", __name__, "EngineDialect")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import errors, waiting
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.types.json import Json, JsonDumper, set_json_dumps, set_json_loads
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
@@ -365,6 +366,7 @@ class PsycopgDriver:
             "password": url.password,
             "dbname": url.database,
             **({} if libpq.prepares(options) else {"prepare_threshold": None}),
+            "json": (options.json_serializer, options.json_deserializer),
         }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
@@ -487,12 +489,39 @@ class PsycopgDriver:
 
 
 async def _connect(arguments: Mapping[str, Any]) -> GuardedConnection:
+    keywords = dict(arguments)
+    dumps, loads = keywords.pop("json")
     try:
-        return await GuardedConnection.connect(autocommit=True, **arguments)
+        raw = await GuardedConnection.connect(autocommit=True, **keywords)
     except asyncio.CancelledError as error:
         # psycopg's frames have the socket, and live as long as the error: the server would wait for us.
         traceback.clear_frames(error.__traceback__)
         raise
+    _set_json(raw, dumps, loads)
+    return raw
+
+
+def _set_json(
+    raw: GuardedConnection,
+    dumps: Callable[[Any], str] | None,
+    loads: Callable[[Any], Any] | None,
+) -> None:
+    """Set what makes JSON of values and values of JSON, for texts and for SQLAlchemy's columns."""
+    if loads is not None:
+        set_json_loads(loads, raw)
+    if dumps is None:
+        return
+    set_json_dumps(dumps, raw)
+
+    class DictDumper(JsonDumper):
+        """A dumper of what can only be JSON; the server knows which of the two types it wants."""
+
+        oid = 0
+
+        def dump(self, obj: Any) -> Any:
+            return super().dump(Json(obj, dumps))
+
+    raw.adapters.register_dumper(dict, DictDumper)
 
 
 async def _places(loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]) -> dict[str, str]:

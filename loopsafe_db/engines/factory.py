@@ -181,6 +181,7 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
         poolclass=PinnedQueue if pool.options.force_rollback else SharedQueue,
         lender=pool,
         pool_reset_on_return="rollback" if resets else None,
+        **_json_functions(pool.options),
         isolation_level="AUTOCOMMIT" if pool.options.force_rollback and traits.autocommit else None,
     )
     if pool.options.force_rollback:
@@ -189,6 +190,12 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
     if (limit := pool.options.timeouts.statement) is not None:
         limit_statements(engine.sync_engine, limit)
     return engine
+
+
+def _json_functions(options: DatabaseOptions) -> dict[str, Any]:
+    """Give those that were given: not every dialect takes them."""
+    functions = {name: getattr(options, name) for name in ("json_serializer", "json_deserializer")}
+    return {name: function for name, function in functions.items() if function is not None}
 
 
 def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
