@@ -16,6 +16,7 @@ from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block
 from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.engines.clauses import batches, with_values
 from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
@@ -26,7 +27,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionError,
 )
-from loopsafe_db.queries import CompiledText, Query, batches, compile_text, with_values
+from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.streams import BATCH, ClauseCursor, RowStream
 from loopsafe_db.transaction import Transaction
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.queries import CompiledText, Query
 
 T = TypeVar("T")
 STRANGER_DELAY = (
@@ -206,7 +208,7 @@ class Connection:
                 return (await self._run_clause(query, values, timeout))[1]  # type: ignore[no-any-return]
         compiled = compile_text(query, self._driver.traits.dialect)
         rows = compiled.many(values)
-        self._pool.note(compiled.sql)
+        self._pool.note(compiled.text)
         limit = self._limit(timeout)
         return await self.run(
             lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit), begins=True
@@ -397,7 +399,7 @@ class Connection:
     ) -> tuple[CompiledText, Sequence[Any]]:
         self._check()
         compiled = compile_text(query, self._driver.traits.dialect)
-        self._pool.note(compiled.sql)
+        self._pool.note(compiled.text)
         return compiled, compiled.arguments(values)
 
     # -- what `RowStream` calls

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import make_url, text
-from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.sql.base import Executable
-from sqlalchemy.sql.dml import ValuesBase
-from sqlalchemy.sql.elements import ClauseElement
-
+from loopsafe_db import lexer
 from loopsafe_db.errors import QueryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from sqlalchemy.engine import Dialect
+    from sqlalchemy import Dialect, Executable
 
-Query = str | Executable
+Query: TypeAlias = "str | Executable"
+
+_BUDGET = 4 << 20  # bytes of texts that are kept
+_LONGEST = 64 << 10  # bytes: longer texts are hardly sent twice
+_OVERHEAD = 1 << 10  # bytes that a text costs beside its characters
+_SHOWN = 200  # characters of a text in an error
+# How our own drivers take arguments; of others, SQLAlchemy's dialect knows.
+_PARAMSTYLES = {
+    "postgresql+loopsafe_asyncpg": "numeric_dollar",
+    "postgresql+loopsafe_psycopg": "numeric_dollar",
+    "sqlite+loopsafe_aiosqlite": "qmark",
+}
+_PLACES = {"qmark": "?", "format": "%s", "numeric": ":{}", "numeric_dollar": "${}"}
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledText:
     """SQL in the driver's own parameter style, and the names in the order that it takes them.
 
-    `keys` are the driver's own names in that order, where it takes a mapping.
+    Attributes:
+        sql: A `lexer.Script`, if it has several statements.
+        order: The names; one may be there several times.
+        names: Each once.
+        keys: The driver's own names in that order, where it takes a mapping.
+        text: What the user wrote.
+        statements: What `lexer.statements` gives of it.
     """
 
     sql: str
     order: tuple[str, ...]
     names: frozenset[str]
     keys: tuple[str, ...] | None = None
+    text: str = ""
+    statements: tuple[str, ...] = ()
 
     def arguments(self, values: Mapping[str, Any] | None) -> Any:
         """Put the values in order, or under the driver's names where it takes a mapping.
@@ -76,51 +91,107 @@ class CompiledText:
         parts = [f"no value for :{name}" for name in missing] + [
             f"no parameter :{name}" for name in unknown
         ]
-        return f"{', '.join(parts)} in: {self.sql[:200]}"
+        place = self.text.find(f":{(missing or unknown)[0]}")
+        return f"{', '.join(parts)} in: {_shown(self.text, place)}"
 
 
-def with_values(query: Any, values: Any) -> tuple[Any, Any]:
-    """Give a clause and what SQLAlchemy binds: SQL among the values, as ``func.now()``, goes into the clause."""
-    if not (isinstance(query, ValuesBase) and isinstance(values, Mapping) and _has_sql(values)):
-        return query, values
-    sql = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
-    return query.values(sql), {name: values[name] for name in values if name not in sql}
+def _shown(text: str, place: int) -> str:
+    """Give a text, or what is around a place in a long one."""
+    start = max(place - _SHOWN // 2, 0) if len(text) > _SHOWN else 0
+    end = start + _SHOWN
+    return f"{'…' * (start > 0)}{text[start:end]}{'…' * (end < len(text))}"
 
 
-def batches(query: Any, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Put neighbours of the same names together, for SQLAlchemy takes the names of the first for all.
+class _Texts:
+    """The texts of late, compiled. There are two generations: what is asked for again moves to the younger.
 
-    A row with SQL among its values is alone.
+    No lock: a fork might copy it held. Threads that meet here may lose a text, or count one too few until the next
+    generation.
     """
-    for _, group in groupby(rows, lambda row: object() if _has_sql(row) else frozenset(row)):
-        batch = list(group)
-        yield with_values(query, batch[0]) if _has_sql(batch[0]) else (query, batch)
+
+    def __init__(self) -> None:
+        self.young: dict[tuple[str, str], CompiledText] = {}
+        self._old: dict[tuple[str, str], CompiledText] = {}
+        self._size = 0
+
+    def get(self, key: tuple[str, str]) -> CompiledText:
+        """Give what the younger generation has not."""
+        compiled = self._old.get(key) or _compile(*key)
+        size = _OVERHEAD + sum(map(sys.getsizeof, (*key, compiled.sql, *compiled.statements)))
+        if size <= _LONGEST:
+            if self._size + size > _BUDGET // 2:
+                self._old, self.young, self._size = self.young, {}, 0
+            self.young[key] = compiled
+            self._size += size
+        return compiled
 
 
-def _has_sql(values: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, ClauseElement) for value in values.values())
+_texts = _Texts()
 
 
-@lru_cache(maxsize=2048)
 def compile_text(sql: str, dialect: str) -> CompiledText:
-    r"""Compile once per text and dialect (``postgresql+asyncpg``); ``\:`` is a colon, ``::`` a cast."""
-    clause = text(sql)
-    if not clause._bindparams:  # noqa: SLF001 (nothing to translate but the escapes)
-        return CompiledText(sql.replace("\\:", ":"), (), frozenset())
-    compiled = clause.compile(dialect=_dialect(dialect))
-    order = getattr(compiled, "positiontup", None)
-    if order is not None:
-        return CompiledText(str(compiled), tuple(order), frozenset(order))
-    names = tuple(clause._bindparams)  # noqa: SLF001
-    escaped = getattr(compiled, "escaped_bind_names", {})
-    return CompiledText(
-        str(compiled), names, frozenset(names), tuple(escaped.get(name, name) for name in names)
+    r"""Compile once per text and dialect (``postgresql+asyncpg``).
+
+    Outside of literals, comments and names in quotes, ``:name`` is a parameter, unless a colon, a letter, a digit or
+    an underscore is before it (``x::text``, ``a[1:n]``); and ``\:`` is a colon.
+    """
+    key = sql, dialect
+    return _texts.young.get(key) or _texts.get(key)
+
+
+def _compile(sql: str, dialect: str) -> CompiledText:
+    tokens = list(lexer.tokens(sql, dialect))
+    names = [text for kind, text in tokens if kind == "parameter"]
+    statements = lexer.statements(tokens)
+    places, order, keys = _arguments(names, dialect)
+    double = bool(names) and _paramstyle(dialect) in (
+        "format",
+        "pyformat",
+    )  # then a % is one of theirs
+    written = "".join(
+        places[text] if kind == "parameter" else text.replace("%", "%%") if double else text
+        for kind, text in tokens
     )
+    if len(statements) > 1:
+        written = lexer.Script(written)
+    return CompiledText(written, order, frozenset(names), keys, sql, statements)
+
+
+def _arguments(
+    names: Sequence[str], dialect: str
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...] | None]:
+    """Give how each name is written, in which order the driver takes them, and its own names for them."""
+    style, distinct = _paramstyle(dialect), tuple(dict.fromkeys(names))
+    place = _PLACES.get(style)
+    if place is None and names:
+        return _keyed(distinct, dialect)
+    places = {name: (place or "").format(number) for number, name in enumerate(distinct, 1)}
+    return places, distinct if style.startswith("numeric") else tuple(names), None
+
+
+def _keyed(
+    names: tuple[str, ...], dialect: str
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """Do so for a driver that takes a mapping: SQLAlchemy knows how it wants each name."""
+    from sqlalchemy import text
+
+    compiled = text(" ".join(f":{name}" for name in names)).compile(dialect=_dialect(dialect))
+    escaped = getattr(compiled, "escaped_bind_names", {})
+    places = dict(zip(names, str(compiled).split(" "), strict=True))
+    return places, names, tuple(escaped.get(name, name) for name in names)
+
+
+@lru_cache
+def _paramstyle(dialect: str) -> str:
+    return _PARAMSTYLES.get(dialect) or _dialect(dialect).paramstyle
 
 
 @lru_cache
 def _dialect(name: str) -> Dialect:
     """Make one dialect for all texts: an engine's own would be pinned by the cache."""
+    from sqlalchemy import make_url
+    from sqlalchemy.engine.default import DefaultDialect
+
     kind: Any = make_url(f"{name}://").get_dialect()
     if kind.default_paramstyle == DefaultDialect.default_paramstyle:  # only its DBAPI knows better
         return kind(dbapi=kind.import_dbapi())  # type: ignore[no-any-return]

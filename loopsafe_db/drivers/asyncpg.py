@@ -25,6 +25,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     StatementTimeout,
 )
+from loopsafe_db.lexer import Script
 from loopsafe_db.records import Record
 
 if TYPE_CHECKING:
@@ -413,8 +414,8 @@ class AsyncpgDriver:
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
         with _limit(timeout):
-            if not args and ";" in sql.rstrip().rstrip(";"):
-                return _affected(await raw.execute(sql, timeout=timeout))  # several statements
+            if not args and isinstance(sql, Script):
+                return _affected(await raw.execute(sql, timeout=timeout))
             raw._check_open()  # noqa: SLF001
             # fetch() keeps the status to itself, and execute() the rows: both are wanted.
             rows, status, _ = await raw._execute(sql, args, 0, timeout, return_status=True)  # noqa: SLF001

@@ -173,7 +173,14 @@ class Driver(Protocol):
         """Give the first row."""
 
     async def execute(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
-        """Give the first value of the first row, else the number of rows affected, else None."""
+        """Give the first value of the first row, else the number of rows affected, else None.
+
+        Args:
+            raw: The connection.
+            sql: A statement; or several, which is a `lexer.Script`: then the last one counts.
+            args: The values of its parameters.
+            timeout: Seconds, or None for no limit.
+        """
 
     async def execute_many(
         self, raw: Any, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None

@@ -17,7 +17,7 @@ from sqlalchemy.schema import CreateSchema
 from loopsafe_db import default
 from loopsafe_db.database import Database
 from loopsafe_db.errors import InvalidSettingError, MissingDriverError, StatementTimeout
-from loopsafe_db.testing.servers import call_apart, literally
+from loopsafe_db.testing.servers import call_apart
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -225,7 +225,7 @@ async def _truncate(database: Database, keep: Collection[str]) -> None:
         names = await _written(connection, kind, keep)
         if names and kind == "postgresql":
             statement = f"TRUNCATE {', '.join(names)} RESTART IDENTITY CASCADE"
-            await connection.execute(literally(statement), timeout=PATIENCE)
+            await connection.execute(statement, timeout=PATIENCE)
         elif names:
             await _delete(connection, names)
 
@@ -237,7 +237,7 @@ async def _delete(connection: LoopsafeConnection, names: Sequence[str]) -> None:
     try:
         async with connection.transaction():
             for name in names:
-                await connection.execute(literally(f"DELETE FROM {name}"))
+                await connection.execute(f"DELETE FROM {name}")
     finally:
         await connection.execute(f"PRAGMA foreign_keys = {before}")
 
@@ -250,7 +250,7 @@ async def _written(connection: LoopsafeConnection, kind: str, keep: Collection[s
     for start in range(0, len(rows), _COLUMNS):
         part = rows[start : start + _COLUMNS]
         look = ", ".join(f"EXISTS (SELECT 1 FROM {row['quoted']})" for row in part)
-        answer = await connection.fetch_one(literally(f"SELECT {look}"), timeout=PATIENCE)
+        answer = await connection.fetch_one(f"SELECT {look}", timeout=PATIENCE)
         found += [] if answer is None else answer.values()
     return [row["quoted"] for row, full in zip(rows, found, strict=True) if full or row["used"]]
 

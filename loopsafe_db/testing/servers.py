@@ -49,7 +49,6 @@ __all__ = [
     "TemplateDatabase",
     "TemplateFile",
     "call_apart",
-    "literally",
     "run_apart",
 ]
 
@@ -65,11 +64,6 @@ def call_apart(function: Callable[[], T]) -> T:
     """Call a function in a thread of its own, where no loop runs, and wait."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(function).result()
-
-
-def literally(sql: str) -> str:
-    """Write SQL so that a colon in it, in a quoted name, begins no parameter."""
-    return sql.replace(":", r"\:")
 
 
 # -- what processes share
@@ -245,7 +239,7 @@ class GivenPostgres:
             answer = None
             async with Database(self.url, scope="loop") as database:
                 for statement in statements:
-                    answer = await database.execute(literally(statement))
+                    answer = await database.execute(statement)
             return answer
 
         return run_apart(run)

@@ -259,8 +259,8 @@ def cleaned(url: str) -> Iterator[Database]:
     run(
         url,
         f"CREATE TABLE parent (id {key}, name text)",
-        f'CREATE TABLE "a \\:child""" (id {key}, parent {reference} parent (id))',
-        f'{add} "a \\:child""" (id)',
+        f'CREATE TABLE "a :child""" (id {key}, parent {reference} parent (id))',
+        f'{add} "a :child""" (id)',
         "CREATE TABLE alembic_version (version_num text)",
         "INSERT INTO alembic_version VALUES ('1')",
     )
@@ -271,7 +271,7 @@ def cleaned(url: str) -> Iterator[Database]:
 
 FILL = (
     "INSERT INTO parent (name) VALUES ('x'), ('y')",
-    'INSERT INTO "a \\:child""" (parent) VALUES (1), (2)',
+    'INSERT INTO "a :child""" (parent) VALUES (1), (2)',
     "UPDATE parent SET favourite = id",
 )
 
@@ -283,7 +283,7 @@ def test_all_rows_are_removed_and_keys_begin_at_one(cleaned: Database, url: str)
         run_apart(lambda: truncate_all(cleaned))
 
         assert not run_apart(lambda: has_rows(cleaned))
-        assert run(url, 'SELECT count(*) FROM "a \\:child"""') == 0
+        assert run(url, 'SELECT count(*) FROM "a :child"""') == 0
     assert run(url, FILL[0], "SELECT min(id) FROM parent") == 1
     assert run(url, "SELECT version_num FROM alembic_version") == "1"
 

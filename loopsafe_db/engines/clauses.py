@@ -1,0 +1,35 @@
+"""Clauses with values, the way SQLAlchemy takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.sql.dml import ValuesBase
+from sqlalchemy.sql.elements import ClauseElement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def with_values(query: Any, values: Any) -> tuple[Any, Any]:
+    """Give a clause and what SQLAlchemy binds: SQL among the values, as ``func.now()``, goes into the clause."""
+    if not (isinstance(query, ValuesBase) and isinstance(values, Mapping) and _has_sql(values)):
+        return query, values
+    sql = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+    return query.values(sql), {name: values[name] for name in values if name not in sql}
+
+
+def batches(query: Any, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Put neighbours of the same names together, for SQLAlchemy takes the names of the first for all.
+
+    A row with SQL among its values is alone.
+    """
+    for _, group in groupby(rows, lambda row: object() if _has_sql(row) else frozenset(row)):
+        batch = list(group)
+        yield with_values(query, batch[0]) if _has_sql(batch[0]) else (query, batch)
+
+
+def _has_sql(values: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, ClauseElement) for value in values.values())
