@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 Token = tuple[str, str]  # a kind, which is the name of a group below or nothing, and the text
 
 
-class Script(str):
-    """A text of several statements: drivers that send one in another way tell it by its type."""
-
-    __slots__ = ()
-
-
 # What is not closed goes on to the end of the text: the server will refuse it.
 _STRING = r"'[^']*(?:'|\Z)"
 _NAME = r'"[^"]*(?:"|\Z)'

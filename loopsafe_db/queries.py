@@ -38,7 +38,7 @@ class CompiledText:
     """SQL in the driver's own parameter style, and the names in the order that it takes them.
 
     Attributes:
-        sql: A `lexer.Script`, if it has several statements.
+        sql: What the driver gets.
         order: The names; one may be there several times.
         names: Each once.
         keys: The driver's own names in that order, where it takes a mapping.
@@ -152,8 +152,6 @@ def _compile(sql: str, dialect: str) -> CompiledText:
         places[text] if kind == "parameter" else text.replace("%", "%%") if double else text
         for kind, text in tokens
     )
-    if len(statements) > 1:
-        written = lexer.Script(written)
     return CompiledText(written, order, frozenset(names), keys, sql, statements)
 
 

@@ -25,7 +25,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     StatementTimeout,
 )
-from loopsafe_db.lexer import Script
+from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ class AsyncpgDriver:
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
         with _limit(timeout):
-            if not args and isinstance(sql, Script):
+            if not args and self._is_script(sql):
                 return _affected(await raw.execute(sql, timeout=timeout))
             raw._check_open()  # noqa: SLF001
             # fetch() keeps the status to itself, and execute() the rows: both are wanted.
@@ -422,6 +422,10 @@ class AsyncpgDriver:
         if rows:
             return rows[0][0] if len(rows[0]) else None
         return _affected(status.decode() if status else "")
+
+    def _is_script(self, sql: str) -> bool:
+        """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""
+        return ";" in sql and len(compile_text(sql, self.traits.dialect).statements) > 1
 
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None

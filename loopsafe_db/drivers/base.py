@@ -177,7 +177,7 @@ class Driver(Protocol):
 
         Args:
             raw: The connection.
-            sql: A statement; or several, which is a `lexer.Script`: then the last one counts.
+            sql: A statement; or several, if there are no `args` and the server takes them: then the last one counts.
             args: The values of its parameters.
             timeout: Seconds, or None for no limit.
         """

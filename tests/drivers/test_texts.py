@@ -110,6 +110,16 @@ async def test_execute_gives_what_comes_back_whatever_semicolons_there_are(
         assert await server.execute(text) == number
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_of_several_statements_the_last_one_counts(postgres_url: str, driver: str) -> None:
+    async with Database(make_url(postgres_url).set(drivername=f"postgresql+{driver}")) as database:
+        await database.execute("CREATE TABLE one (i int); CREATE TABLE two (i int)")
+        for _ in range(8):  # more often than it takes to be prepared
+            script = "INSERT INTO one VALUES (1); INSERT INTO two VALUES (1), (2) -- ;"
+            assert await database.execute(script) == 2
+        assert await database.fetch_val("SELECT count(*) FROM one") == 8
+
+
 @pytest.mark.parametrize("dialect", ["postgresql", "sqlite", "mysql", "oracle"])
 @pytest.mark.parametrize(
     ("text", "found"),
