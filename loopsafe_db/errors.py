@@ -11,7 +11,8 @@
     │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
-    │   └── QueryError            LDB108   a query and its values do not fit together
+    │   ├── QueryError            LDB108   a query and its values do not fit together
+    │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
     ├── ConfigurationError               change the settings (also a ValueError)
     │   ├── MissingURLError       LDB201   no database URL was given
     │   ├── InvalidURLError       LDB202   the URL cannot be read
@@ -209,6 +210,19 @@ class QueryError(MisuseError):
 
     code = "LDB108"
     hint = "write parameters as :name, and give a value for each name and for no other"
+
+
+class MigrationError(MisuseError):
+    """A migration of Alembic's on SQLite would delete rows of another table, or leaves rows that refer to nothing.
+
+    It is rolled back.
+    """
+
+    code = "LDB110"
+    hint = (
+        "delete or change the rows that refer to others in the migration itself; "
+        "let env.py begin no transaction before context.configure"
+    )
 
 
 class ConfigurationError(LoopsafeError, ValueError):

@@ -19,6 +19,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import outlast
+from loopsafe_db.drivers import migrations
 from loopsafe_db.drivers.base import (
     ConnectOptions,
     DriverTraits,
@@ -31,6 +32,7 @@ from loopsafe_db.errors import (
     ConnectError,
     ConnectTimeout,
     InvalidURLError,
+    MigrationError,
     StatementTimeout,
     TransactionError,
 )
@@ -140,6 +142,8 @@ class GuardedConnection(aiosqlite.Connection):
     engine_begin: str | None  # how those of SQLAlchemy's engine do; None in its AUTOCOMMIT
     level = "SERIALIZABLE"  # of SQLite's isolation: what a connection begins with
     is_busy = False  # whether its thread does something
+    migrates: bool = False  # whether the engine's next transaction is one of Alembic's
+    keys_suspended: bool = False  # whether foreign keys are off until it ends
     savepoints = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -175,6 +179,18 @@ class GuardedConnection(aiosqlite.Connection):
         if self.is_busy and self._connection is not None:
             self._connection.interrupt()
 
+    async def suspend_keys(self) -> None:
+        """Have foreign keys neither act nor hold, if they do, until `resume_keys`."""
+        (row,) = await self.execute_fetchall("PRAGMA foreign_keys")
+        if row[0]:
+            self.keys_suspended = True
+            await _run(self, "PRAGMA foreign_keys = OFF")
+
+    async def resume_keys(self) -> None:
+        """Have them hold again, once no transaction is open."""
+        await _run(self, "PRAGMA foreign_keys = ON")
+        self.keys_suspended = False
+
     @property
     def sqlite(self) -> _SqliteConnection:
         """The connection of its thread."""
@@ -189,16 +205,40 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     supports_statement_cache = True
 
+    @classmethod
+    def engine_created(cls, engine: Any) -> None:
+        """Look out for Alembic."""
+        migrations.watch(engine, _expect_migration)
+
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""
         raw: GuardedConnection = dbapi_connection.driver_connection
+        migrates, raw.migrates = raw.migrates, False
         if raw.engine_begin and not raw.in_transaction:
+            if migrates:
+                await_only(raw.suspend_keys())
             await_only(_run(raw, raw.engine_begin))
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """Commit; a migration only if each foreign key still refers to something."""
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        if raw.keys_suspended:
+            try:
+                await_only(raw._execute(migrations.check_foreign_keys, raw.sqlite))  # noqa: SLF001
+            except MigrationError:
+                self.do_rollback(dbapi_connection)
+                raise
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        if raw.keys_suspended:
+            await_only(raw.resume_keys())
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, if anything has begun: else it would be a turn of the thread for nothing."""
-        if dbapi_connection.driver_connection.in_transaction:
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        if raw.in_transaction:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+        if raw.keys_suspended:
+            await_only(raw.resume_keys())
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for what it does."""
@@ -461,6 +501,8 @@ class AiosqliteDriver:
         await raw._execute(raw.sqlite.close_cursors)  # noqa: SLF001
         if raw.in_transaction:
             await _run(raw, "ROLLBACK")
+        if raw.keys_suspended:
+            await raw.resume_keys()
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw._connection is None or not raw._running  # noqa: SLF001
@@ -479,6 +521,10 @@ class AiosqliteDriver:
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
         return ()
+
+
+def _expect_migration(raw: GuardedConnection) -> None:
+    raw.migrates = True
 
 
 def _database(path: str, query: Mapping[str, str]) -> str:
