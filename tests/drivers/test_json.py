@@ -134,7 +134,7 @@ async def test_json_is_encoded_once(database: Database, body: Any, functions: An
 
 
 def literal(database: Database, body: Any) -> str:
-    text = json.dumps(body).replace(":", "\\:")
+    text = json.dumps(body)
     return (
         f"CAST('{text}' AS jsonb)"
         if database.url.get_backend_name() == "postgresql"
@@ -166,9 +166,9 @@ async def test_a_text_has_them_too_on_postgresql(database: Database) -> None:
 async def test_what_a_text_gets_does_not_depend_on_who_opened_the_connection(
     database: Database,
 ) -> None:
-    text = "SELECT CAST('{\"a\"\\: 1}' AS jsonb)"
+    text = "SELECT CAST('{\"a\": 1}' AS jsonb)"
     if database.url.get_backend_name() == "sqlite":
-        text = "SELECT '{\"a\"\\: 1}'"
+        text = "SELECT '{\"a\": 1}'"
     first = with_options(database)
     fresh = await first.fetch_val(text)
     await first.fetch_val(sa.text("SELECT 1"))
