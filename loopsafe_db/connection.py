@@ -25,6 +25,7 @@ from loopsafe_db.errors import (
     QueryError,
     ReleasedError,
     StatementTimeout,
+    TransactionAborted,
     TransactionError,
 )
 from loopsafe_db.queries import compile_text
@@ -73,6 +74,8 @@ class OpenTransaction:
         self.block: Block = Block()
         self.begun_at = ""  # where that is wanted
         self._task, self._since = asyncio.current_task(), time.monotonic()
+        self.failure: Exception | None = None  # the first in it
+        self.is_lost = False  # whether the server has ended it, with all that are open
 
     @property
     def holder(self) -> str:
@@ -272,6 +275,7 @@ class Connection:
         """Commit the innermost transaction.
 
         Raises:
+            TransactionAborted: The server does not commit it: it is to be rolled back.
             TransactionError: `opened` is not the innermost, and stays open; or it has been undone.
         """
         async with self._turn:
@@ -279,8 +283,7 @@ class Connection:
                 raise TransactionError("the transaction was undone with the one around it")
             if opened is not self._transactions[-1]:
                 raise TransactionError("the transaction has another one open inside it")
-            self._transactions.pop()
-            await self._settled(opened.transaction.commit())
+            await self._settled(self._commit(opened))
 
     async def rollback(self, opened: OpenTransaction) -> None:
         """Roll a transaction back, with those inside it, whoever is cancelled; in a forked child, do nothing.
@@ -296,12 +299,23 @@ class Connection:
 
     # -- below
 
+    async def _commit(self, opened: OpenTransaction) -> None:
+        """Commit; what fails, or is cancelled half-way, stays open for a rollback."""
+        try:
+            if opened.is_lost:
+                raise TransactionAborted
+            await opened.transaction.commit()
+        except TransactionAborted as error:
+            raise error from opened.failure
+        self._transactions.remove(opened)
+
     async def _roll_back(self, opened: OpenTransaction, seconds: float) -> None:
         async def roll_back() -> None:
             async with self._turn:
                 if opened in self._transactions:
                     del self._transactions[self._transactions.index(opened) :]
-                    await opened.transaction.rollback()
+                    if not (opened.is_lost and self._transactions):  # its savepoint is no more
+                        await opened.transaction.rollback()
 
         if self._key.pid == os.getpid():
             await or_give_up(roll_back, seconds, self.give_up)
@@ -452,7 +466,25 @@ class Connection:
             begins: Whether it may begin a transaction of its own.
         """
         async with self._turn:
-            return await (self._settled if begins else self._await)(operation(self._raw))
+            return await self._noted(
+                (self._settled if begins else self._await)(operation(self._raw))
+            )
+
+    async def _noted(self, operation: Awaitable[T]) -> T:
+        """Await an operation; what fails in a transaction may be why the server does not commit that."""
+        try:
+            return await operation
+        except Exception as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: Exception) -> None:
+        if self._transactions:
+            innermost = self._transactions[-1]
+            innermost.failure = innermost.failure or error
+            if self._driver.traits.ends_transaction(error):
+                for opened in self._transactions:
+                    opened.is_lost = True
 
     async def _await(self, operation: Awaitable[T]) -> T:
         """Await what the driver does; an interruption leaves doubt."""

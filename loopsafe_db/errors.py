@@ -11,6 +11,7 @@
     │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
+    │   │   └── TransactionAborted LDB109  the server rolled back what was to be committed
     │   ├── QueryError            LDB108   a query and its values do not fit together
     │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
     ├── ConfigurationError               change the settings (also a ValueError)
@@ -203,6 +204,25 @@ class TransactionError(MisuseError):
     hint = (
         "let each `async with` block of a transaction end in the task, and the order, it began in"
     )
+
+
+class TransactionAborted(TransactionError):
+    """What was to be committed has been rolled back by the server.
+
+    PostgreSQL answers COMMIT so after a statement has failed; SQLite and MariaDB end some transactions by themselves.
+    Its ``__cause__`` is the first failure, where that went through the handle.
+    """
+
+    code = "LDB109"
+    hint = (
+        "a statement failed in this block and its error was swallowed: let it out, or put what may fail into a "
+        "`transaction()` of its own inside (a savepoint)"
+    )
+
+    def __init__(
+        self, reason: str = "the server rolled this transaction back, and did not commit it"
+    ) -> None:
+        super().__init__(reason)
 
 
 class QueryError(MisuseError):

@@ -79,7 +79,7 @@ class PinnedConnection(Connection):
         """Run one operation in turn, so that its failure undoes nothing else."""
         async with self._turn:
             if self._transactions:
-                return await operation(self._raw)
+                return await self._noted(operation(self._raw))
             guard = await self._guarded()
             try:
                 return await operation(self._raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from loopsafe_db.errors import TransactionError
+from loopsafe_db.errors import TransactionAborted, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -100,14 +100,18 @@ class Transaction:
         return self
 
     async def commit(self) -> None:
-        """Make it permanent; only where its block is about to end."""
+        """Make it permanent; only where its block is about to end.
+
+        Raises:
+            TransactionAborted: The server does not: something failed in it. It is rolled back.
+            TransactionError: Another one is open inside it. It stays open.
+        """
         self._check("committed")
         try:
             await self._connection.commit(self._opened)
-        except TransactionError:
-            raise  # it is not its turn yet, and stays open
-        except BaseException:
-            await self.rollback()  # what has not come to be committed
+        except BaseException as error:
+            if not isinstance(error, TransactionError) or isinstance(error, TransactionAborted):
+                await self.rollback()
             raise
         await self._leave("committed")
 

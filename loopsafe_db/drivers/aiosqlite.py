@@ -34,6 +34,7 @@ from loopsafe_db.errors import (
     InvalidURLError,
     MigrationError,
     StatementTimeout,
+    TransactionAborted,
     TransactionError,
 )
 from loopsafe_db.options import SECONDS_OR_0, WHOLE
@@ -99,7 +100,7 @@ class _SqliteConnection(sqlite3.Connection):
 
     def cursor(self, *args: Any) -> Any:
         if self.has_begun and not self.in_transaction:
-            raise TransactionError(_ROLLED_BACK)
+            raise TransactionAborted(_ROLLED_BACK)
         made = super().cursor(*args)
         self._cursors.add(made)
         return made
@@ -218,10 +219,14 @@ class EngineDialect(SQLiteDialect_aiosqlite):
             if migrates:
                 await_only(raw.suspend_keys())
             await_only(_run(raw, raw.engine_begin))
+            raw.sqlite.has_begun = True
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        """Commit; a migration only if each foreign key still refers to something."""
+        """Commit what SQLite has not rolled back; a migration only if each foreign key still refers to something."""
         raw: GuardedConnection = dbapi_connection.driver_connection
+        if raw.sqlite.has_begun and not raw.in_transaction:
+            self.do_rollback(dbapi_connection)
+            raise TransactionAborted(_ROLLED_BACK)
         if raw.keys_suspended:
             try:
                 await_only(raw._execute(migrations.check_foreign_keys, raw.sqlite))  # noqa: SLF001
@@ -229,12 +234,14 @@ class EngineDialect(SQLiteDialect_aiosqlite):
                 self.do_rollback(dbapi_connection)
                 raise
         super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        raw.sqlite.has_begun = False
         if raw.keys_suspended:
             await_only(raw.resume_keys())
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, if anything has begun: else it would be a turn of the thread for nothing."""
         raw: GuardedConnection = dbapi_connection.driver_connection
+        raw.sqlite.has_begun = False
         if raw.in_transaction:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
         if raw.keys_suspended:
@@ -333,16 +340,15 @@ class SqliteTransaction:
 
     async def commit(self) -> None:
         if not self._raw.in_transaction:
-            self._raw.sqlite.has_begun = bool(self._savepoint)
-            raise TransactionError(_ROLLED_BACK)
+            raise TransactionAborted(_ROLLED_BACK)
         await self._end(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
 
     async def rollback(self) -> None:
-        if self._savepoint:
+        if not self._savepoint:
+            await self._end("ROLLBACK")
+        elif self._raw.in_transaction:
             await _run(self._raw, f"ROLLBACK TO {self._savepoint}")
             await self._end(f"RELEASE {self._savepoint}")
-        else:
-            await self._end("ROLLBACK")
 
     async def renew(self) -> None:
         await self.commit()

@@ -15,6 +15,7 @@ import asyncpg
 from sqlalchemy import JSON, event
 from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import DBAPIError
 
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
 from loopsafe_db.drivers import libpq
@@ -24,6 +25,7 @@ from loopsafe_db.errors import (
     ConnectError,
     ConnectTimeout,
     StatementTimeout,
+    TransactionAborted,
 )
 from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
         _connection: Any
         _id: str
+        _nested: bool
 
         def __init__(self, *args: Any) -> None: ...
         def start(self) -> Awaitable[None]: ...
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
         def __getattr__(self, name: str) -> Any: ...
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any: ...
         def _check_open(self) -> None: ...
         def _cancel_current_command(self, waiter: Any, *rest: Any) -> None: ...
         async def _get_statement(
@@ -99,11 +103,13 @@ class GuardedConnection(BaseConnection):
     """A connection that moves between loops, and refuses all but its present owner, whoever asks."""
 
     __slots__ = (
+        "guarded_answer",
         "guarded_codecs",
         "guarded_on_dropped_plans",
         "guarded_owner",
         "guarded_transport",
     )
+    guarded_answer: str
     guarded_codecs: set[str]
     guarded_on_dropped_plans: Callable[[], None]
     guarded_owner: Owner
@@ -148,6 +154,11 @@ class GuardedConnection(BaseConnection):
             )
         await super().set_type_codec(typename, **options)
         self.guarded_codecs.add(typename)
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        """Execute, and keep the answer: asyncpg's transactions do not look at it."""
+        self.guarded_answer = await super().execute(query, *args, timeout=timeout)
+        return self.guarded_answer
 
     def _check_open(self) -> None:
         # Every public method of the connection comes by here.
@@ -243,6 +254,24 @@ class EngineDialect(PGDialect_asyncpg):
 
         return connect
 
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """Commit, and read what the server answers."""
+        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw.guarded_answer = ""
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        if raw.guarded_answer == libpq.ROLLED_BACK:
+            raise TransactionAborted
+
+    def do_release_savepoint(self, connection: Any, name: str) -> None:
+        """Release, or roll back what the server does not release: SQLAlchemy does not."""
+        try:
+            super().do_release_savepoint(connection, name)  # type: ignore[no-untyped-call]
+        except DBAPIError as error:
+            if isinstance(DRIVER.original(error), asyncpg.InFailedSQLTransactionError):
+                self.do_rollback_to_savepoint(connection, name)  # type: ignore[no-untyped-call]
+                raise TransactionAborted from error
+            raise
+
     async def setup_asyncpg_json_codec(self, conn: Any) -> None:
         """Set the codec of JSON, unless ``init`` has set another."""
         await self._set_json_codec(conn.driver_connection, "json")
@@ -326,7 +355,24 @@ class OpeningLoop(AnyLoop):
 
 
 class AsyncpgTransaction(BaseTransaction):
-    """asyncpg's own."""
+    """asyncpg's own, which reads what the server answers to COMMIT, and may be rolled back if that fails."""
+
+    async def commit(self) -> None:
+        raw = self._connection
+        if raw._top_xact is self:  # noqa: SLF001
+            raw._top_xact = None  # noqa: SLF001
+        try:
+            answer = await raw.execute(
+                f"RELEASE SAVEPOINT {self._id}" if self._nested else "COMMIT"
+            )
+        except asyncpg.InFailedSQLTransactionError as error:
+            raise TransactionAborted from error
+        if answer == libpq.ROLLED_BACK:
+            raise TransactionAborted
+
+    async def rollback(self) -> None:
+        if self._nested or self._connection.is_in_transaction():
+            await super().rollback()
 
     async def renew(self) -> None:
         await self._connection.execute(f"RELEASE SAVEPOINT {self._id}; SAVEPOINT {self._id}")

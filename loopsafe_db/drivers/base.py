@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from loopsafe_db.records import Record
 
 
+def _never(_: BaseException) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class DriverTraits:
     """What the core has to know of a driver.
@@ -36,6 +40,8 @@ class DriverTraits:
             given the engine's dialect as its attribute ``dialect``.
         settles: Whether a connection may stay where SQLAlchemy was cancelled in a statement on it: `Driver.settle` and
             `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
+        ends_transaction: Tells of a failure whether the server has rolled the whole transaction back with it, and goes
+            on as if nothing were.
     """
 
     name: str
@@ -46,6 +52,7 @@ class DriverTraits:
     autocommit: bool = True
     adapted: bool = False
     settles: bool = False
+    ends_transaction: Callable[[BaseException], bool] = _never
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +138,16 @@ class DriverTransaction(Protocol):
     """A transaction, or a savepoint where one is open already."""
 
     def start(self) -> Awaitable[None]: ...
-    def commit(self) -> Awaitable[None]: ...
-    def rollback(self) -> Awaitable[None]: ...
+    def commit(self) -> Awaitable[None]:
+        """Make it permanent, or release the savepoint.
+
+        Raises:
+            TransactionAborted: The server does not, for something has failed in it. `rollback` follows.
+        """
+
+    def rollback(self) -> Awaitable[None]:
+        """Undo it; also after a `commit` that failed or was cancelled, when nothing may be left to undo."""
+
     def renew(self) -> Awaitable[None]:
         """Release a savepoint and set it again: in one message, where that can be."""
 

@@ -53,6 +53,7 @@ _READ_ONLY = {
     "postgresql": "SET TRANSACTION READ ONLY",
 }
 # MySQL's codes: no such user, password or database, or not from this host
+_DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
 
 
@@ -175,6 +176,7 @@ class GenericDriver:
             reset_on_return=True,  # `GuardedConnection` sends it only where something was sent
             autocommit=False,
             adapted=True,
+            ends_transaction=_is_deadlock,
         )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -300,6 +302,11 @@ class GenericDriver:
             if (original := self.original(error)) is error:
                 raise
             raise original from None
+
+
+def _is_deadlock(error: BaseException) -> bool:
+    """Tell by MySQL's code: the next statement begins a transaction of its own."""
+    return error.args[:1] == (_DEADLOCK,)
 
 
 def _is_refusal(error: Any) -> bool:

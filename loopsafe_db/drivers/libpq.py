@@ -34,6 +34,7 @@ _VALUES = {  # the libpq names that take one of a few words
     "gssencmode": ("disable", "prefer", "require"),
 }
 SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
+ROLLED_BACK = "ROLLBACK"  # what the server answers to a COMMIT that it refuses
 UNLOCK = "SELECT pg_advisory_unlock_all()"  # what the session holds outside of transactions
 NAMES = (
     "application_name",

@@ -37,6 +37,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     InvalidSettingError,
     StatementTimeout,
+    TransactionAborted,
     TransactionError,
     UnsupportedLoopError,
 )
@@ -103,6 +104,20 @@ class EngineDialect(PGDialectAsync_psycopg):
         raw: GuardedConnection = dbapi_connection.driver_connection
         if raw.engine_begins:
             await_only(raw.begin())
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """Commit, or say that the server rolls back instead."""
+        aborted = _is_aborted(dbapi_connection.driver_connection)
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        if aborted:
+            raise TransactionAborted
+
+    def do_release_savepoint(self, connection: Any, name: str) -> None:
+        """Release, or roll back what the server would not release: SQLAlchemy does not."""
+        if _is_aborted(connection.connection.driver_connection):
+            self.do_rollback_to_savepoint(connection, name)  # type: ignore[no-untyped-call]
+            raise TransactionAborted
+        super().do_release_savepoint(connection, name)  # type: ignore[no-untyped-call]
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, if anything has begun: else psycopg would only wait for the next turn of the loop."""
@@ -308,17 +323,24 @@ class PsycopgTransaction:
             self._savepoint = savepoint
 
     async def commit(self) -> None:
-        await self._run(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+        if _is_aborted(self._raw):
+            raise TransactionAborted
+        answer = await self._run(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+        if answer == libpq.ROLLED_BACK:  # of something between here and the server
+            raise TransactionAborted
 
     async def rollback(self) -> None:
         name = self._savepoint
-        await self._run(f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
+        if name:
+            await self._run(f"ROLLBACK TO {name}; RELEASE {name}")
+        elif self._raw.pgconn.transaction_status != TransactionStatus.IDLE:
+            await self._run("ROLLBACK")
 
     async def renew(self) -> None:
         await self._run(f"RELEASE {self._savepoint}; SAVEPOINT {self._savepoint}")
 
-    async def _run(self, sql: str) -> None:
-        await RecordCursor(self._raw).execute(sql, prepare=False)
+    async def _run(self, sql: str) -> str | None:
+        return (await RecordCursor(self._raw).execute(sql, prepare=False)).statusmessage
 
 
 class PsycopgCursor:
@@ -587,6 +609,11 @@ async def _execute(
                 raise
             await cursor.execute(sql, args or None)
     return cursor
+
+
+def _is_aborted(raw: GuardedConnection) -> bool:
+    """Tell whether something has failed in the transaction, so that the server only rolls it back."""
+    return raw.pgconn.transaction_status == TransactionStatus.INERROR
 
 
 def _affected(cursor: RecordCursor) -> int | None:
