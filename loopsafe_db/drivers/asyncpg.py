@@ -31,7 +31,7 @@ from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db.options import DatabaseOptions
@@ -105,18 +105,21 @@ class GuardedConnection(BaseConnection):
     __slots__ = (
         "guarded_answer",
         "guarded_codecs",
+        "guarded_names",
         "guarded_on_dropped_plans",
         "guarded_owner",
         "guarded_transport",
     )
     guarded_answer: str
     guarded_codecs: set[str]
+    guarded_names: Iterator[str]
     guarded_on_dropped_plans: Callable[[], None]
     guarded_owner: Owner
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guarded_owner = Owner()
         self.guarded_codecs = set()
+        self.guarded_names = libpq.unique_names()
         super().__init__(*args, **kwargs)
         # None where the loop's own transport is used, which cannot move.
         self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
@@ -139,6 +142,10 @@ class GuardedConnection(BaseConnection):
     @_pool_release_ctr.setter
     def _pool_release_ctr(self, count: int) -> None:
         pass
+
+    def _get_unique_id(self, prefix: str) -> str:
+        # asyncpg's is unique in its process only.
+        return f"__asyncpg_{prefix}_{next(self.guarded_names)}__"
 
     def _drop_global_statement_cache(self) -> None:
         # asyncpg would tell the connections of its own pool. After an altered table it asks again, where it may.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -13,7 +14,7 @@ from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerEr
 from loopsafe_db.options import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import URL
 
@@ -184,6 +185,16 @@ def _check_key(path: str) -> None:
     group = stat.S_IRGRP if found.st_uid == 0 else 0
     if os.name != "nt" and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~group:
         raise OSError(f"private key file {path!r} has group or world access: chmod 600")
+
+
+def unique_names() -> Iterator[str]:
+    """Count, for the names of one connection's statements: no two connections of any process have one in common.
+
+    A PgBouncer that nobody has named may lend a server on which another client has prepared something. By an equal
+    name that would be run instead, without an error.
+    """
+    mine = os.urandom(8).hex()
+    return (f"{mine}_{number:x}" for number in itertools.count(1))
 
 
 def name_pgbouncer(error: BaseException) -> None:

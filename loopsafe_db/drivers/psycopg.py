@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import errors, waiting
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.types.json import Json, JsonDumper, set_json_dumps, set_json_loads
 from sqlalchemy import event
@@ -145,6 +146,21 @@ class EngineDialect(PGDialectAsync_psycopg):
 registry.register("postgresql.loopsafe_psycopg", __name__, "TextDialect")
 
 
+class UniqueNames(PrepareManager):
+    """psycopg's register of prepared statements, with names that no other connection has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unique = libpq.unique_names()
+
+    def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:  # noqa: FBT001
+        """Tell whether a query is prepared or should be, and under what name."""
+        state, name = super().get(query, prepare)
+        if state is Prepare.SHOULD:
+            name = f"_pg3_{next(self._unique)}".encode()
+        return state, name
+
+
 class GuardedConnection(psycopg.AsyncConnection[Any]):
     """A connection that moves between loops, and refuses all but its present owner, whoever asks.
 
@@ -163,6 +179,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._prepared = UniqueNames()
         self.guarded_owner = Owner()
         self.guarded_socket = SocketId.of(self.pgconn.socket)
         self.ended, self.engine_begins = False, True

@@ -36,6 +36,8 @@ max_client_conn = 500
 query_wait_timeout = 20
 server_tls_sslmode = disable
 """
+# From 1.21 PgBouncer knows of prepared statements, and can keep them where they are: then nothing is ever lost.
+_FORGETFUL = "max_prepared_statements = 0\n"
 
 
 @contextmanager
@@ -56,6 +58,7 @@ def pgbouncer(server: str, mode: str) -> Iterator[URL]:
                 mode=mode,
                 servers=SERVERS,
             )
+            + (_FORGETFUL if _version(program) >= (1, 21) else "")
         )
         if identity:
             for path in (folder, settings):
@@ -75,6 +78,11 @@ def pgbouncer(server: str, mode: str) -> Iterator[URL]:
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _version(program: str) -> tuple[int, ...]:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, said.split()[1].split(".")[:2]))
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +165,43 @@ async def test_nothing_stays_prepared_on_any_server(handle: Database, mode: str)
 
 
 # -- where nobody has said so
+
+
+def ask_unaware(url: str, first: int, start: Any) -> tuple[int, int]:
+    """Ask much, as a process that does not know of the PgBouncer; give the right answers, and the others."""
+    database, answers = Database(url), []
+
+    async def ask(kind: int) -> None:
+        mine = first + kind
+        clause: sa.ColumnElement[int] = sa.literal_column(str(mine))
+        for number in range(10):
+            try:
+                if kind % 2:
+                    query = f"SELECT CAST(:n AS int) + {mine}"
+                    answer = await database.fetch_val(query, {"n": number})
+                else:
+                    answer = await database.fetch_val(sa.select(sa.literal(number) + clause))
+            except PgBouncerError:
+                continue
+            answers.append(answer == number + mine)
+
+    async def ask_much() -> None:
+        await asyncio.gather(*(ask(kind) for kind in range(12)))
+
+    start.wait()
+    asyncio.run(ask_much())
+    return answers.count(True), answers.count(False)
+
+
+def test_two_processes_never_get_each_others_answers(unaware: Database) -> None:
+    url = unaware.url.render_as_string(hide_password=False)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(2, context) as processes:
+        start = manager.Barrier(2)
+        running = [processes.submit(ask_unaware, url, first, start) for first in (0, 1000)]
+        right, wrong = map(sum, zip(*(process.result(60) for process in running), strict=True))
+    assert wrong == 0
+    assert right
 
 
 @asynccontextmanager
