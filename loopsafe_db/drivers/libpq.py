@@ -119,6 +119,7 @@ def _application_name(name: str) -> str:
     if "{process}" not in name:
         return name
     process = multiprocessing.current_process().name.encode("ascii", "replace").decode()
+    process = "".join(letter if letter.isprintable() else "?" for letter in process)
     room = _NAME_BYTES - len(name.replace("{process}", "").encode())
     return name.replace("{process}", process[: max(room // name.count("{process}"), 0)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL
@@ -11,7 +12,11 @@ from loopsafe_db.options import HANDLE_NAMES, SECONDS
 from loopsafe_db.url import DatabaseURL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from loopsafe_db.options import DatabaseOptions
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def parse_url(url: str | URL) -> DatabaseURL:
@@ -75,6 +80,31 @@ def refuse_keywords(options: DatabaseOptions, known: tuple[str, ...]) -> None:
     for name in options.connecting:
         if name not in known:
             raise InvalidSettingError(f"{name} is not for {options.url.drivername}")
+
+
+def refuse_control_characters(options: DatabaseOptions) -> None:
+    """Refuse what the server would cut off, change, or read as the next parameter of the session's start.
+
+    Raises:
+        InvalidSettingError: A keyword, or a setting of the sessions, has a control character.
+        InvalidURLError: The URL has one.
+    """
+    for what, value in _in_keywords(options):
+        if _CONTROL.search(value):
+            raise InvalidSettingError(f"{what} has a control character")
+    url = options.url
+    for what, part in (("user", url.username), ("database", url.database), ("host", url.host)):
+        if part and _CONTROL.search(part):
+            raise InvalidURLError(f"the name of the {what} has a control character")
+    for name, value in options.query.items():
+        if _CONTROL.search(name + value):
+            raise options.refusal(name)(f"{name!r} has a control character")
+
+
+def _in_keywords(options: DatabaseOptions) -> Iterator[tuple[str, str]]:
+    yield "application_name", options.application_name or ""
+    for name, value in options.server_settings.items():
+        yield f"server_settings: {name!r}", f"{name}{value}"
 
 
 def known_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[str, str]:

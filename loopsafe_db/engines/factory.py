@@ -16,7 +16,13 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db.drivers.base import ConnectOptions, Driver
 from loopsafe_db.drivers.discovery import find_driver
-from loopsafe_db.drivers.url import connect_timeout, describe_target, dialect_url, parse_url
+from loopsafe_db.drivers.url import (
+    connect_timeout,
+    describe_target,
+    dialect_url,
+    parse_url,
+    refuse_control_characters,
+)
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import Proxy
 from loopsafe_db.engines.pinning import PinnedQueue, pin
@@ -96,6 +102,7 @@ def connect_options(options: DatabaseOptions) -> tuple[Driver, ConnectOptions]:
     Raises:
         ConfigurationError: URL, driver or scope will not do.
     """
+    refuse_control_characters(options)
     driver = find_driver(options.url.drivername)
     find_scope(options.scope, driver.traits)
     target, timeout = describe_target(options.url), connect_timeout(options)

@@ -339,7 +339,7 @@ def test_a_forked_child_has_a_name_of_its_own(url: URL) -> None:
 
 async def test_settings_reach_the_session_as_they_are(url: URL) -> None:
     settings = {
-        "custom.it": "a  b\\c='d' \t\n$1",
+        "custom.it": "a  b\\c='d' $1",
         "search_path": 'one, "two three"',
         "work_mem": "8MB",
     }
