@@ -24,6 +24,7 @@ from loopsafe_db.queries import compile_text
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.streams import BATCH, RowStream
 from loopsafe_db.transaction import Transaction
+from loopsafe_db.url import hidden, masked
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -71,6 +72,7 @@ class Database:
         Raises:
             ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
         """
+        url = hidden(url)
         self._apply(make_options(url, options))
 
     def _apply(self, options: DatabaseOptions) -> None:
@@ -89,7 +91,7 @@ class Database:
         self._turns = itertools.count()
 
     def __repr__(self) -> str:
-        url = self._options.url.render_as_string()  # with stars for the password
+        url = masked(self._options.url.render_as_string())  # with stars for the password
         return f"<Database {url} scope={self._options.scope!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

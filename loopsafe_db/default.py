@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from loopsafe_db.database import Database
+from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.factory import make_options
+from loopsafe_db.errors import InvalidSettingError, InvalidURLError
 from loopsafe_db.settings import load_options
+from loopsafe_db.url import DatabaseURL, hidden
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from loopsafe_db.options import DatabaseOptions, Options
 
 _handles: dict[str, NamedDatabase] = {}
+_NO_NAME = re.compile(r"://|[@=]")  # a URL, a part of one, or libpq's "host=... password=..."
 
 
 class NamedDatabase(Database):
@@ -38,8 +44,10 @@ def get_database(name: str = "default") -> Database:
     try:
         return _handles[name]
     except KeyError:
-        # Threads that race share one.
-        return _handles.setdefault(name, _named(name, load_options(name)))
+        name = hidden(name)
+    name = _checked(name)
+    # Threads that race share one.
+    return _handles.setdefault(name, _named(name, load_options(name)))
 
 
 def configure(url: str | URL, *, name: str = "default", **options: Unpack[Options]) -> Database:
@@ -56,11 +64,26 @@ def configure(url: str | URL, *, name: str = "default", **options: Unpack[Option
     Raises:
         ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
     """
+    url, name = hidden(url), hidden(name)
+    name = _checked(name)
     made = _named(name, make_options(url, options))
     kept = _handles.setdefault(name, made)
     if kept is not made:
         kept._apply(made._options)  # noqa: SLF001
     return kept
+
+
+def _checked(name: Any) -> str:
+    """Give the name, unless it is something else that may hold a password, which no error is to show."""
+    if isinstance(name, str) and not _NO_NAME.search(name):
+        return str(name)
+    what = "a URL" if isinstance(name, str) else f"a {type(name).__name__}"
+    with suppress(InvalidURLError, TypeError):
+        what = f"a URL, {describe_target(DatabaseURL(name))}"
+    raise InvalidSettingError(
+        f"name: this takes the name of a handle, such as 'default', and was given {what}; a URL goes to "
+        "loopsafe_db.Database(url), or once to loopsafe_db.configure(url), and get_database() gives that handle"
+    )
 
 
 def _named(name: str, options: DatabaseOptions) -> NamedDatabase:

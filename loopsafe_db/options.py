@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -245,7 +246,7 @@ class DatabaseOptions:
     def query(self) -> dict[str, str]:
         """What is said to the driver: by the URL's query, and by keywords, which go first."""
         said = {
-            name: value if isinstance(value, str) else ",".join(value)
+            name: _shown(name, value if isinstance(value, str) else ",".join(value))
             for name, value in self.url.query.items()
             if name not in HANDLE_NAMES
         }
@@ -263,6 +264,11 @@ class DatabaseOptions:
     def refusal(self, name: str) -> type[ConfigurationError]:
         """Give the kind of error for what `query` says: it was a keyword, or in the URL."""
         return InvalidSettingError if name in self.connecting else InvalidURLError
+
+
+def _shown(name: str, value: str) -> str:
+    """Have a password in the query be masked where variables are shown."""
+    return hidden(value) if "pass" in name.lower() else value
 
 
 def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, Timeouts]:

@@ -17,7 +17,27 @@ if TYPE_CHECKING:
 _USERINFO = re.compile(
     r"[@/?#\[\]\s]"
 )  # what ends a user or a password, if it stands there as it is
+_SECRET_VALUES = re.compile(r"([?&][^=&#]*pass(?:word|wd)?=)[^&#]*", re.IGNORECASE)
 _DECODES_DATABASE = make_url("x:///%41").database == "A"  # SQLAlchemy does so from 2.1
+
+
+class Hidden(str):
+    """A text with a secret in it: the same text, but its ``repr()`` masks it, in tracebacks that show variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
+def hidden(value: Any) -> Any:
+    """Hide a text; anything else stays as it is."""
+    return Hidden(value) if type(value) is str else value
+
+
+def masked(text: str) -> str:
+    """Give a URL's text with eight stars for what its query calls a password."""
+    return _SECRET_VALUES.sub(r"\1********", text)
 
 
 class DatabaseURL(URL):
@@ -40,18 +60,20 @@ class DatabaseURL(URL):
             InvalidURLError: The text cannot be read.
             TypeError: It is neither a text nor a URL.
         """
+        url = hidden(url)
         if isinstance(url, URL):
-            parts, text = url, getattr(url, "_text", None)
+            parts, text = url, hidden(getattr(url, "_text", None))
         elif isinstance(url, str):
-            parts, text = _read(url), str(url)
+            parts, text = _read(url), url
         else:
             raise TypeError(f"a DatabaseURL is made of a text or a URL, not of {url!r}")
         if "@" in (parts.host or ""):  # the end of a password, which is not to be shown
+            del url, parts, text
             raise InvalidURLError("there is a second @ before the host: in a password it is %40")
         if parts.drivername == "postgres":
-            text = _written(parts) if text is None else text
+            text = hidden(_written(parts)) if text is None else text
             parts = parts.set(drivername="postgresql")
-        made: Self = _restored(cls, tuple(parts), text)
+        made: Self = _restored(cls, tuple(parts), None if text is None else str(text))
         return made
 
     @classmethod
@@ -74,7 +96,7 @@ class DatabaseURL(URL):
         return self._text
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.obscure_password!r})"
+        return f"{type(self).__name__}({masked(self.obscure_password)!r})"
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, (str, DatabaseURL)):
@@ -90,8 +112,7 @@ class DatabaseURL(URL):
     @property
     def components(self) -> SplitResult:
         """What ``urllib.parse.urlsplit`` makes of the text."""
-        text = str(self)
-        return _split(text, self) or urlsplit(_written(self))
+        return _split(hidden(str(self)), self) or urlsplit(_written(self))
 
     @property
     def scheme(self) -> str:

@@ -29,6 +29,7 @@ from loopsafe_db.errors import (
 )
 from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -419,7 +420,7 @@ class AsyncpgDriver:
             "host": hosts[0] if len(hosts) == 1 else hosts or None,
             "port": ports[0] if len(ports) == 1 else ports or None,
             "user": url.username,
-            "password": url.password,
+            "password": hidden(url.password),
             "database": url.database,
             "ssl": options.ssl_context or query.get("sslmode"),
             "target_session_attrs": query.get("target_session_attrs"),
@@ -575,6 +576,8 @@ async def _connect(keywords: dict[str, Any], timeout: float) -> GuardedConnectio
     try:
         # Its timers would run in loops that the connection has left.
         keywords["max_cached_statement_lifetime"] = 0
+        if (password := keywords["password"]) is not None:  # its SASL takes no subclass of str
+            keywords["password"] = lambda: str(password)
         raw = await asyncpg.connect(**keywords, timeout=timeout)
     finally:
         if raw is None or raw.guarded_transport is not None:

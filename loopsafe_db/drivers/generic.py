@@ -32,9 +32,10 @@ from loopsafe_db.errors import (
     TransactionError,
 )
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from sqlalchemy import URL
 
@@ -184,16 +185,13 @@ class GenericDriver:
         refuse_keywords(options, ("connect_timeout",))
         url = dialect_url(options)
         self._connect_arguments(url)
-        return {"url": url, "password": url.password}
+        return {"url": url, "password": hidden(url.password)}
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
-        url: URL = options.arguments["url"]
-        args, keywords = self._connect_arguments(url.set(password=options.arguments["password"]))
+        opening = self._open(**options.arguments)
         try:
             async with asyncio.timeout(options.timeout):
-                return GuardedConnection(
-                    await greenlet_spawn(self._dialect.connect, *args, **keywords)
-                )
+                return GuardedConnection(await opening)
         except TypeError as error:
             raise InvalidURLError(f"{self.traits.name} does not take this URL: {error}") from error
         except TimeoutError as error:
@@ -203,6 +201,11 @@ class GenericDriver:
         except (OSError, self._dialect.loaded_dbapi.Error) as error:
             kind = AuthenticationError if _is_refusal(self.original(error)) else ConnectError
             raise kind(options.target, str(error) or repr(error)) from error
+
+    def _open(self, url: URL, password: str | None) -> Awaitable[Any]:
+        # No coroutine: the variables of one that fails are shown, and these have the password.
+        args, keywords = self._connect_arguments(url.set(password=password))
+        return greenlet_spawn(self._dialect.connect, *args, **keywords)
 
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None

@@ -43,6 +43,7 @@ from loopsafe_db.errors import (
     UnsupportedLoopError,
 )
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -402,7 +403,7 @@ class PsycopgDriver:
             "host": ",".join(hosts) or None,
             "port": ",".join(map(str, ports)) or None,
             "user": url.username,
-            "password": url.password,
+            "password": hidden(url.password),
             "dbname": url.database,
             **({} if libpq.prepares(options) else {"prepare_threshold": None}),
             "json": (options.json_serializer, options.json_deserializer),

@@ -9,7 +9,7 @@ from sqlalchemy import URL
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
 from loopsafe_db.options import HANDLE_NAMES, SECONDS
-from loopsafe_db.url import DatabaseURL
+from loopsafe_db.url import DatabaseURL, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ def parse_url(url: str | URL) -> DatabaseURL:
     Raises:
         InvalidURLError: It cannot be read, or is none.
     """
+    url = hidden(url)
     if not isinstance(url, (str, URL)):
         raise InvalidURLError(f"a database URL is a text or a URL, not {type(url).__name__}")
     parsed = DatabaseURL(url)

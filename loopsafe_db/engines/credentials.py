@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loopsafe_db.errors import AuthenticationError, ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import Token
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,17 +41,17 @@ class Credentials:
 
     async def _ask(self) -> str:
         target, timeout = self._connecting.target, self._connecting.timeout
-        answer = self._password()
+        answer = hidden(self._password())
         if inspect.isawaitable(answer):
             try:
                 async with asyncio.timeout(timeout):
-                    answer = await answer
+                    answer = hidden(await answer)
             except TimeoutError as error:
                 why = f"password= gave no answer within {timeout:g} s"
                 raise ConnectTimeout(target, why) from error
         if isinstance(answer, Token):
-            self._kept = answer.value, time.monotonic() + answer.lifetime
-            return answer.value
+            self._kept = hidden(answer.value), time.monotonic() + answer.lifetime
+            return self._kept[0]
         if not isinstance(answer, str):
             raise InvalidSettingError(
                 f"password= gave a {type(answer).__name__}, and not a text or a Token"

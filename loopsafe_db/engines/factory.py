@@ -38,6 +38,7 @@ from loopsafe_db.options import (
     PoolLimits,
     limits,
 )
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,6 +60,8 @@ def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
     Raises:
         ConfigurationError: A URL or a value cannot be.
     """
+    url = hidden(url)
+    _hide_replicas(keywords)
     given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
     if unknown := given.keys() - Options.__optional_keys__:
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
@@ -81,6 +84,13 @@ def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
             },
         },
     )
+
+
+def _hide_replicas(keywords: Any) -> None:
+    """Have their passwords be masked in all tracebacks that show these keywords."""
+    if isinstance(keywords.get("replicas"), list | tuple):
+        kind = type(keywords["replicas"])
+        keywords["replicas"] = kind(map(hidden, keywords["replicas"]))
 
 
 def _connecting(url: URL, given: dict[str, Any]) -> dict[str, str]:
