@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -207,6 +208,14 @@ class Options(TypedDict, total=False):
     force_rollback: bool
 
 
+def working_folder() -> str:
+    """Give the folder that the process is in; "" if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class DatabaseOptions:
     """Everything that a `Database` handle knows: its URL as given, and what `Options` documents.
@@ -215,6 +224,7 @@ class DatabaseOptions:
         ssl_context: ``ssl=``, if it is one.
         connecting: The keywords of `DRIVER_NAMES`, as the URL's query would have them.
         keywords: All keywords, as they were given.
+        folder: Where the process was when the handle was made; "" if that is gone.
     """
 
     url: DatabaseURL
@@ -233,6 +243,7 @@ class DatabaseOptions:
     ssl_context: SSLContext | None = field(default=None, repr=False)
     connecting: Mapping[str, str] = field(default_factory=dict)
     keywords: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    folder: str = field(default_factory=working_folder)
 
     def __post_init__(self) -> None:
         if self.pgbouncer not in (None, "transaction", "session"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from contextlib import suppress
@@ -405,7 +406,7 @@ class AiosqliteDriver:
         if reads_only:
             del pragmas["journal_mode"]
         return {
-            "database": _database(options.url.database or ":memory:", query),
+            "database": _database(_absolute(options), query),
             "patience": patience,
             "keywords": keywords,
             "pragmas": pragmas,
@@ -531,6 +532,22 @@ class AiosqliteDriver:
 
 def _expect_migration(raw: GuardedConnection) -> None:
     raw.migrates = True
+
+
+def _absolute(options: DatabaseOptions) -> str:
+    """Give the database's path, or URI, as seen from where the handle was made; the process may go elsewhere."""
+    path = options.url.database or ":memory:"
+    if path == ":memory:":
+        return path
+    if not path.startswith("file:"):
+        return os.path.join(options.folder, path)
+    name, mark, query = path.removeprefix("file:").partition("?")
+    is_memory = name == ":memory:" or "mode=memory" in f"{query}&{urlencode(options.query)}".split(
+        "&"
+    )
+    if not name or is_memory or os.path.isabs(name):
+        return path
+    return f"file:{quote(os.path.join(options.folder, ''))}{name}{mark}{query}"
 
 
 def _database(path: str, query: Mapping[str, str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import pickle
 import sqlite3
 import threading
 import time
@@ -16,6 +18,7 @@ import sqlalchemy as sa
 
 from loopsafe_db import Database
 from loopsafe_db.errors import InvalidURLError, StatementTimeout, TransactionError
+from loopsafe_db.testing import call_in_child
 from tests.conftest import SCOPE
 
 if TYPE_CHECKING:
@@ -252,3 +255,46 @@ def test_many_that_make_one_new_file_wal_wait_for_each_other(tmp_path: Path) -> 
     with ThreadPoolExecutor(4) as executor:
         for number in range(50):
             assert set(executor.map(journal_mode, [number] * 4)) == {"wal"}
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:///here.db", "sqlite:///file:here.db", "sqlite:///here.db?cache=private"]
+)
+async def test_a_relative_path_is_seen_from_where_the_handle_was_made(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "a b%20c", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    database = Database(url, scope=SCOPE, replicas=["sqlite:///here.db?mode=ro"])
+    monkeypatch.chdir(elsewhere)
+
+    await database.execute("CREATE TABLE t (n INTEGER)")
+    copy: Database = pickle.loads(pickle.dumps(database))
+    await copy.execute("INSERT INTO t VALUES (1)")
+
+    assert await database.read().fetch_val("SELECT n FROM t") == 1
+    assert call_in_child(count, database, str(elsewhere)) == 1
+    assert call_in_child(count, database, str(elsewhere), start_method="spawn") == 1
+    assert {path.name for path in here.iterdir()} >= {"here.db"}
+    assert list(elsewhere.iterdir()) == []
+
+
+async def count(database: Database, folder: str) -> int:
+    os.chdir(folder)
+    counted: int = await database.fetch_val("SELECT count(*) FROM t")
+    return counted
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///file:it?mode=memory&cache=shared"])
+async def test_a_memory_has_no_folder(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = Database(url, scope=SCOPE)
+
+    await database.execute("CREATE TABLE t (n INTEGER)")
+
+    assert os.listdir(tmp_path) == []
+    await database.disconnect()
