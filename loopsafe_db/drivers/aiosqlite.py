@@ -520,7 +520,8 @@ class AiosqliteDriver:
     def terminate(self, raw: GuardedConnection) -> None:
         if not raw.guarded_owner.is_here or raw._connection is None:  # noqa: SLF001
             return
-        connection, raw._connection, raw._running = raw._connection, None, False  # noqa: SLF001
+        connection: Any = raw._connection  # noqa: SLF001
+        raw._connection, raw._running = None, False  # noqa: SLF001
         connection.interrupt()
         thread: Any = getattr(raw, "_thread", raw)
         raw._tx.put_nowait((None, partial(_close_and_stop, connection, _stop_marker())))  # noqa: SLF001
@@ -564,9 +565,13 @@ def _stop_marker() -> object:
     return aiosqlite.core._STOP_RUNNING_SENTINEL  # noqa: SLF001
 
 
-def _close_and_stop(connection: sqlite3.Connection, marker: object) -> object:
+def _close_and_stop(connection: _SqliteConnection, marker: object) -> object:
     with suppress(sqlite3.Error):
-        connection.rollback()  # SQLite closes when the last cursor is gone: its locks go now
+        # SQLite closes when the last cursor is gone: its locks go now, and the last one takes the -wal along.
+        connection.close_cursors()
+        connection.rollback()
+        # An interruption lasts until the next statement, and keeps SQLite from writing back what the -wal has.
+        sqlite3.Cursor(connection).execute("SELECT 1").close()
     connection.close()
     return marker
 

@@ -6,7 +6,9 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import shutil
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -297,4 +299,62 @@ async def test_a_memory_has_no_folder(
     await database.execute("CREATE TABLE t (n INTEGER)")
 
     assert os.listdir(tmp_path) == []
+    await database.disconnect()
+
+
+def leave_open(url: str, how: str) -> None:
+    """End a program that closes nothing."""
+    database = Database(url, scope=SCOPE)
+
+    async def main() -> None:
+        await database.execute("INSERT INTO t VALUES (1)")
+        if how == "half-read":
+            kept.append(database.iterate("SELECT 1 UNION SELECT 2"))
+            await anext(kept[0])
+        elif how == "engine":
+            kept.append(await database.engine.connect())
+            kept.append(await kept[0].stream(sa.text("SELECT 1 UNION SELECT 2")))
+        elif how == "two":
+            async with database.connection():
+                await asyncio.create_task(database.fetch_val("SELECT n FROM t"))
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
+        if how == "exit":
+            sys.exit(3)
+
+
+kept: list[Any] = []
+
+
+@pytest.mark.parametrize("how", ["plain", "two", "exit", "half-read", "engine"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_file_of_a_program_that_has_ended_is_whole(url: str, tmp_path: Path, how: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "test.db")) as plain:
+        plain.execute("PRAGMA journal_mode = wal")
+        plain.execute("CREATE TABLE t (n INTEGER)")
+    worker = multiprocessing.get_context("spawn").Process(target=leave_open, args=(url, how))
+    worker.start()
+    worker.join(60)
+
+    assert worker.exitcode == (3 if how == "exit" else 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["test.db"]
+    shutil.copy(tmp_path / "test.db", tmp_path / "copy.db")
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copied:
+        assert copied.execute("SELECT n FROM t").fetchall() == [(1,)]
+
+
+async def test_a_file_in_use_is_copied_by_vacuum_into(url: str, tmp_path: Path) -> None:
+    database = Database(url, scope=SCOPE)
+    await database.execute("CREATE TABLE t (n INTEGER)")
+    async with database.transaction():
+        await database.execute("INSERT INTO t VALUES (1)")
+        copy = {"path": str(tmp_path / "copy.db")}
+        await asyncio.create_task(database.execute("VACUUM INTO :path", copy))
+
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copied:
+        assert (
+            copied.execute("SELECT * FROM t").fetchall() == []
+        )  # as it was before the transaction
+    assert await database.fetch_val("SELECT n FROM t") == 1
     await database.disconnect()
