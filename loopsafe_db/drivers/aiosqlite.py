@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from contextlib import suppress
+from datetime import date, datetime
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ _PRAGMAS = {
 }
 _SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has them
 _NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
+_DATES: dict[type, Any] = {date: date.isoformat, datetime: partial(datetime.isoformat, sep=" ")}
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
 _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
@@ -86,6 +88,34 @@ class _Questions:
         self._queue.put_nowait((None if future is None else _Answer(future), function))
 
 
+class _SqliteCursor(sqlite3.Cursor):
+    """sqlite3's own, which writes dates as sqlite3 does: that warns of it from Python 3.12 on."""
+
+    def execute(self, sql: str, args: Any = (), /) -> Any:
+        return super().execute(sql, _without_dates(args))
+
+    def executemany(self, sql: str, rows: Iterable[Any], /) -> Any:
+        return super().executemany(sql, map(_without_dates, rows))
+
+
+def _without_dates(args: Any) -> Any:
+    """Give arguments, dates among them as text. What the program has registered for its dates goes before."""
+    if isinstance(args, dict):
+        return dict(zip(args, _without_dates(list(args.values())), strict=True))
+    if not args or _DATES.keys().isdisjoint(map(type, args)):
+        return args
+    return [
+        _DATES[type(value)](value) if type(value) in _DATES and _is_sqlite3s(type(value)) else value
+        for value in args
+    ]
+
+
+def _is_sqlite3s(kind: type) -> bool:
+    """Tell whether nobody else has said how values of a type are written."""
+    adapter = sqlite3.adapters.get((kind, sqlite3.PrepareProtocol))
+    return adapter is None or getattr(adapter, "__module__", "") == "sqlite3.dbapi2"
+
+
 class _SqliteConnection(sqlite3.Connection):
     """sqlite3's own, which can let go of results that were not read to their end: each keeps a lock.
 
@@ -102,7 +132,7 @@ class _SqliteConnection(sqlite3.Connection):
     def cursor(self, *args: Any) -> Any:
         if self.has_begun and not self.in_transaction:
             raise TransactionAborted(_ROLLED_BACK)
-        made = super().cursor(*args)
+        made = super().cursor(*args or (_SqliteCursor,))
         self._cursors.add(made)
         return made
 

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -357,4 +358,49 @@ async def test_a_file_in_use_is_copied_by_vacuum_into(url: str, tmp_path: Path) 
             copied.execute("SELECT * FROM t").fetchall() == []
         )  # as it was before the transaction
     assert await database.fetch_val("SELECT n FROM t") == 1
+    await database.disconnect()
+
+
+DAY, MOMENT = date(2026, 3, 1), datetime(2026, 3, 1, 12, 30, 0, 5, tzinfo=UTC)
+STORED = ("2026-03-01", "2026-03-01 12:30:00.000005+00:00")
+
+
+@pytest.mark.parametrize("kind", [str, sa.text])
+async def test_dates_are_written_as_sqlite3_does_without_its_warning(
+    url: str, kind: Callable[[str], Any]
+) -> None:
+    """All warnings are errors here; sqlite3's own comes from Python 3.12 on."""
+    database = Database(url, scope=SCOPE)
+    await database.execute("CREATE TABLE t (day, moment, n)")
+    row = {"day": DAY, "moment": MOMENT, "n": 1}
+    insert = kind("INSERT INTO t VALUES (:day, :moment, :n)")
+
+    await database.execute(insert, row)
+    await database.execute_many(insert, [row, {**row, "n": 2}])
+    select = kind("SELECT day, moment FROM t WHERE day = :day AND moment = :moment")
+    where = {"day": DAY, "moment": MOMENT}
+
+    assert [tuple(one) for one in await database.fetch_all(select, where)] == [STORED] * 3
+    assert tuple(await database.fetch_one(select, where) or ()) == STORED
+    assert [tuple(one) async for one in database.iterate(select, where)] == [STORED] * 3
+    async with database.connection() as connection:
+        raw = connection.raw_connection
+        cursor = await raw.execute("SELECT ?, ?", (DAY, MOMENT))
+        assert await cursor.fetchall() == [STORED]
+        cursor = await raw.execute("SELECT :day, :moment", where)
+        assert await cursor.fetchall() == [STORED]
+        await cursor.close()
+    await database.disconnect()
+
+
+async def test_an_adapter_of_the_programs_goes_before(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters: Any = sqlite3.adapters
+    monkeypatch.setitem(adapters, (date, sqlite3.PrepareProtocol), date.toordinal)
+    database = Database(url, scope=SCOPE)
+
+    row = await database.fetch_one("SELECT :day, :moment", {"day": DAY, "moment": MOMENT})
+
+    assert tuple(row or ()) == (DAY.toordinal(), STORED[1])
     await database.disconnect()
