@@ -13,6 +13,7 @@
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
     │   │   └── TransactionAborted LDB109  the server rolled back what was to be committed
     │   ├── QueryError            LDB108   a query and its values do not fit together
+    │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
     │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
     ├── ConfigurationError               change the settings (also a ValueError)
     │   ├── MissingURLError       LDB201   no database URL was given
@@ -230,6 +231,23 @@ class QueryError(MisuseError):
 
     code = "LDB108"
     hint = "write parameters as :name, and give a value for each name and for no other"
+
+
+class CopyError(QueryError):
+    """A text copies from or to the client: its rows have no way through a query."""
+
+    code = "LDB111"
+    hint = (
+        "use the driver's own methods: `async with db.connection() as connection:`, then asyncpg's "
+        "`connection.raw_connection.copy_records_to_table(...)`, or psycopg's "
+        "`connection.raw_connection.cursor().copy(...)`"
+    )
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def describe(self) -> str:
+        return f"COPY FROM STDIN and COPY TO STDOUT are no queries: {self.args[0]}"
 
 
 class MigrationError(MisuseError):

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loopsafe_db import lexer
+from loopsafe_db.copies import refuse_copy
 from loopsafe_db.errors import QueryError
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def _compile(sql: str, dialect: str) -> CompiledText:
     tokens = list(lexer.tokens(sql, dialect))
     names = [text for kind, text in tokens if kind == "parameter"]
     statements = lexer.statements(tokens)
+    if dialect.startswith("postgresql"):
+        refuse_copy(statements, sql)
     places, order, keys = _arguments(names, dialect)
     double = bool(names) and _paramstyle(dialect) in (
         "format",

@@ -247,8 +247,9 @@ class EngineDialect(PGDialect_asyncpg):
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:
-        """Have errors named."""
+        """Have errors named, and COPY refused."""
         event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+        event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def on_connect(self) -> Callable[[Any], Any]:
         """Give what SQLAlchemy does with a new connection."""

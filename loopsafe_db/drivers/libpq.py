@@ -9,6 +9,8 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any
 
+from loopsafe_db import lexer
+from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.url import known_query
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerError
 from loopsafe_db.options import WHOLE
@@ -208,6 +210,12 @@ def name_pgbouncer(error: BaseException) -> None:
     lost = state in ("26000", "42P05") and _PREPARED.search(text)
     if lost or _UNSUPPORTED.search(text):
         raise PgBouncerError(text.strip().splitlines()[0]) from error
+
+
+def refuse_engines_copy(_: Any, __: Any, statement: str, *___: Any) -> None:
+    """Refuse what `refuse_copy` does, for SQLAlchemy: its event ``before_cursor_execute``."""
+    if "copy" in statement.lower():
+        refuse_copy(lexer.statements(lexer.tokens(statement, "postgresql")), statement)
 
 
 def name_engines_pgbouncer(context: Any) -> None:

@@ -98,8 +98,9 @@ class EngineDialect(PGDialectAsync_psycopg):
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:
-        """Have errors named."""
+        """Have errors named, and COPY refused."""
         event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+        event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""
