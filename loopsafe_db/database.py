@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,12 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from loopsafe_db import connection as connections
 from loopsafe_db._runtime.keys import running_loop
-from loopsafe_db._runtime.registry import Resource, process_state
+from loopsafe_db.configuration import Configuration, Overrides
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.engines.factory import connect_options, make_options, make_pool
-from loopsafe_db.engines.stats import PoolStats
+from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import NoRunningLoopError
-from loopsafe_db.pinned import PinnedConnection
 from loopsafe_db.queries import compile_text
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.streams import BATCH, RowStream
@@ -42,12 +37,14 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import Connection
     from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.engines.stats import PoolStats
     from loopsafe_db.options import DatabaseOptions, Options
     from loopsafe_db.queries import Query
     from loopsafe_db.records import Record
     from loopsafe_db.url import DatabaseURL
 
 T = TypeVar("T")
+D = TypeVar("D", bound="Database")
 
 
 class Database:
@@ -73,22 +70,7 @@ class Database:
             ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
         """
         url = hidden(url)
-        self._apply(make_options(url, options))
-
-    def _apply(self, options: DatabaseOptions) -> None:
-        self._driver, _ = connect_options(options)  # refuses what cannot work, here and now
-        if (forget := getattr(self, "_forget", None)) is not None:
-            forget()  # the pool of the options before
-        self._options = options
-        self._last_pool: ConnectionPool | None = None  # of the process that it was used in last
-        self._place = object()  # where each process keeps the pool
-        # A handle that nobody has any more leaves no connection behind.
-        self._forget = weakref.finalize(self, _forget_pool, self._place)
-        self._forget.atexit = False
-        self._replicas = [
-            _restore(Database, replace(options, url=url, replicas=())) for url in options.replicas
-        ]
-        self._turns = itertools.count()
+        self._overrides = Overrides(_configuration(make_options(url, options)))
 
     def __repr__(self) -> str:
         url = masked(self._options.url.render_as_string())  # with stars for the password
@@ -96,6 +78,10 @@ class Database:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._options)
+
+    @property
+    def _options(self) -> DatabaseOptions:
+        return self._overrides.current.options
 
     @property
     def url(self) -> DatabaseURL:
@@ -114,11 +100,11 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """SQLAlchemy's engine of this process, on the same connections; works in every loop.
+        """SQLAlchemy's engine, on the same connections; works in every loop.
 
-        Not to be kept over a fork: a child that uses its parent's gets a `ForeignLoopError`.
+        It may be kept: it works on what the handle works on when it is used.
         """
-        return HandleEngine(self._pool().engine.sync_engine, self)
+        return HandleEngine(self)
 
     async def connect(self) -> None:
         """Open a connection now, to fail early. Never needed."""
@@ -153,23 +139,12 @@ class Database:
         As the option ``force_rollback=True`` does it: all tasks, loops and threads of the process work on one
         connection, in turn, and see each other's work. At `disconnect` it is undone, and at the end of the block.
         """
-        place = object()
-        try:
-            with self._rolling_back(place):
-                yield
-        finally:
-            _forget_pool(place)
-
-    @contextmanager
-    def _rolling_back(self, place: object) -> Iterator[None]:
-        """Use another pool meanwhile, which each process keeps at `place`, and whose work is undone."""
-        kept = self._options, self._place, self._last_pool
-        self._options = replace(self._options, force_rollback=True)
-        self._place, self._last_pool = place, None
-        try:
+        with self._overrides.roll_back(self._undone_configuration):
             yield
-        finally:
-            self._options, self._place, self._last_pool = kept
+
+    def _undone_configuration(self) -> Configuration:
+        """Make one that is as the handle's of now, but has all work undone."""
+        return _configuration(replace(self._options, force_rollback=True))
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -183,7 +158,7 @@ class Database:
     ) -> list[Record]:
         """Give every row of a query."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, self._driver.fetch_all, query, values, timeout)
+            return await _once(pool, pool.driver.fetch_all, query, values, timeout)
         async with self.connection() as connection:
             return await connection.fetch_all(query, values, timeout=timeout)
 
@@ -192,7 +167,7 @@ class Database:
     ) -> Record | None:
         """Give the first row of a query, or None."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, self._driver.fetch_one, query, values, timeout)
+            return await _once(pool, pool.driver.fetch_one, query, values, timeout)
         async with self.connection() as connection:
             return await connection.fetch_one(query, values, timeout=timeout)
 
@@ -206,7 +181,7 @@ class Database:
     ) -> Any:
         """Give one column, by position, name or SQLAlchemy's object, of the first row; None if there is no row."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            row = await _once(pool, self._driver.fetch_one, query, values, timeout)
+            row = await _once(pool, pool.driver.fetch_one, query, values, timeout)
         else:
             row = await self.fetch_one(query, values, timeout=timeout)
         return None if row is None else connections.column_of(row, column)
@@ -221,7 +196,7 @@ class Database:
             insert, else the rows affected, or None if the driver cannot tell.
         """
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, self._driver.execute, query, values, timeout)
+            return await _once(pool, pool.driver.execute, query, values, timeout)
         async with self.connection() as connection:
             return await connection.execute(query, values, timeout=timeout)
 
@@ -286,9 +261,10 @@ class Database:
         Without replicas, and inside a transaction of this task, it is this handle. Replicas lag behind, and one
         that fails is not left out: for that let its URL name several hosts.
         """
-        if not self._replicas or self._in_transaction():
+        configuration = self._overrides.current
+        if not configuration.replicas or self._in_transaction():
             return self
-        return self._replicas[next(self._turns) % len(self._replicas)]
+        return configuration.next_replica()
 
     @property
     def session(self) -> SessionMaker:
@@ -300,20 +276,10 @@ class Database:
 
     def stats(self) -> PoolStats:
         """Give the figures of this handle's pool in this process."""
-        found = process_state().resources.get(self._place)
-        return PoolStats() if found is None else found.value.stats()
+        return self._overrides.current.stats()
 
     def _pool(self) -> ConnectionPool:
-        pool = self._last_pool
-        if pool is None or pool.key.pid != os.getpid():
-            pool = self._last_pool = process_state().get(self._place, self._make_pool)
-        return pool
-
-    def _make_pool(self) -> Resource:
-        pool = make_pool(self._options)
-        if self._options.force_rollback:
-            pool.pin(PinnedConnection(pool))
-        return Resource(pool, pool.close, pool.terminate, pool.sockets)
+        return self._overrides.current.find_pool()
 
     def _joined_transaction(self) -> Connection | None:
         pool = self._pool()
@@ -339,25 +305,34 @@ class Database:
 
 
 class HandleEngine(AsyncEngine):
-    """An engine that keeps its handle: whose connections end when nobody has the handle any more."""
+    """An engine that asks its handle at each use, and keeps it: its connections end when nobody has the handle."""
 
-    __slots__ = ("handle",)
+    __slots__ = ("_execution_options", "_found", "_pool", "handle")
     handle: Database
 
-    def __init__(self, sync_engine: Engine, handle: Database) -> None:
-        super().__init__(sync_engine)
-        self.handle = handle
+    def __init__(self, handle: Database, **execution_options: Any) -> None:
+        self.handle, self._execution_options = handle, execution_options
+        self._pool: ConnectionPool | None = None
+        super().__init__(self.sync_engine)
+
+    @property
+    def sync_engine(self) -> Engine:
+        """SQLAlchemy's engine on the pool that the handle uses now."""
+        pool = self.handle._pool()  # noqa: SLF001
+        if pool is not self._pool:
+            self._found = pool.engine.sync_engine
+            if self._execution_options:
+                self._found = self._found.execution_options(**self._execution_options)
+            self._pool = pool
+        return self._found
+
+    @sync_engine.setter
+    def sync_engine(self, engine: Engine) -> None:
+        pass
 
     def execution_options(self, **opt: Any) -> HandleEngine:
         """Give an engine with these options, on the same connections."""
-        return HandleEngine(self.sync_engine.execution_options(**opt), self.handle)
-
-
-def _forget_pool(place: object) -> None:
-    resources = process_state().resources
-    found = resources.get(place)
-    if found is not None and found.value.retire():
-        resources.pop(place, None)
+        return HandleEngine(self.handle, **{**self._execution_options, **opt})
 
 
 async def _once(
@@ -383,7 +358,14 @@ async def _once(
     return result
 
 
-def _restore(kind: type[Database], options: DatabaseOptions) -> Database:
+def _configuration(options: DatabaseOptions) -> Configuration:
+    replicas = [
+        _restore(Database, replace(options, url=url, replicas=())) for url in options.replicas
+    ]
+    return Configuration(options, replicas)
+
+
+def _restore(kind: type[D], options: DatabaseOptions) -> D:
     database = kind.__new__(kind)
-    database._apply(options)  # noqa: SLF001
+    database._overrides = Overrides(_configuration(options))  # noqa: SLF001
     return database

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from loopsafe_db.database import Database
+from loopsafe_db.database import Database, _restore
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
@@ -54,7 +54,8 @@ def configure(url: str | URL, *, name: str = "default", **options: Unpack[Option
     """Set a handle up from the program instead of the environment.
 
     A handle of that name that somebody holds already changes with it; its idle connections are closed, those
-    in use when they come back.
+    in use when they come back. Where it is undone just then, by `Database.force_rollback` or a fixture for tests, that
+    goes on, and the new settings hold afterwards.
 
     Args:
         url: As for `Database`.
@@ -69,7 +70,7 @@ def configure(url: str | URL, *, name: str = "default", **options: Unpack[Option
     made = _named(name, make_options(url, options))
     kept = _handles.setdefault(name, made)
     if kept is not made:
-        kept._apply(made._options)  # noqa: SLF001
+        kept._overrides.rebase(made._overrides.base)  # noqa: SLF001
     return kept
 
 
@@ -87,7 +88,6 @@ def _checked(name: Any) -> str:
 
 
 def _named(name: str, options: DatabaseOptions) -> NamedDatabase:
-    made = NamedDatabase.__new__(NamedDatabase)
+    made = _restore(NamedDatabase, options)
     made._name = name  # noqa: SLF001
-    made._apply(options)  # noqa: SLF001
     return made

@@ -27,6 +27,21 @@ T = TypeVar("T")
 STRANGER_PATIENCE = 1.0  # seconds for the transaction of an unrelated task to end
 
 
+class Mark:
+    """A place in what was done, to go back to. Whoever leaves a block that has another around it may say so anywhere.
+
+    Attributes:
+        savepoint: Of the driver, once the connection has come by.
+        is_over: Whether what was done since is to be undone.
+    """
+
+    __slots__ = ("is_over", "savepoint")
+
+    def __init__(self) -> None:
+        self.savepoint: DriverTransaction | None = None
+        self.is_over = False
+
+
 class PinnedConnection(Connection):
     """The one connection of a handle that was told ``force_rollback``. Should live as long as its pool.
 
@@ -46,6 +61,7 @@ class PinnedConnection(Connection):
         self._turn = self._lease = _Lease(self)
         self._around: DriverTransaction | None = None
         self._guard: DriverTransaction | None = None
+        self._marks: list[Mark] = []
         self._lost = False
         self.outlives_disconnect = False
 
@@ -128,6 +144,12 @@ class PinnedConnection(Connection):
         """Roll back to a savepoint, when its turn comes; without the connection all would be lost."""
         await self._roll_back(opened, self._pool.options.timeouts.acquire)
 
+    def mark(self) -> Mark:
+        """Remember what was done until now: when the mark is over, the next operation undoes what came later."""
+        mark = Mark()
+        self._marks.append(mark)
+        return mark
+
     def left_open(self) -> list[str]:
         """Tell who has begun what has not ended, and where."""
         return [opened.holder for opened in self._transactions]
@@ -139,6 +161,7 @@ class PinnedConnection(Connection):
                 async with self._turn:
                     await self._undo(self._around)
         self._transactions.clear()
+        self._marks.clear()
         if self._entry is not None:
             self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
         self._around = self._guard = self._raw = self._sqlalchemy = None
@@ -159,6 +182,7 @@ class PinnedConnection(Connection):
                 raise TransactionError(
                     "the connection that force_rollback kept has been lost, with all that was done on it"
                 )
+            await self._respect_marks()
         except BaseException:
             if self._around is None:
                 entry.terminate()  # what has begun on it is nobody's
@@ -175,6 +199,21 @@ class PinnedConnection(Connection):
             self._pool.give_back(entry)
 
     # -- below
+
+    async def _respect_marks(self) -> None:
+        """Go back to marks that are over, and set those that are new; not in the middle of a transaction."""
+        while self._marks and self._marks[-1].is_over:
+            savepoint = self._marks.pop().savepoint
+            if savepoint is not None:
+                self._transactions.clear()
+                self._guard = None
+                await self._undo(savepoint)
+        for mark in self._marks:
+            if mark.savepoint is None and not self._transactions:
+                self._guard = None  # it is released before the mark is, or never
+                savepoint = self._driver.transaction(self._raw, TransactionOptions())
+                await self._settled(savepoint.start())
+                mark.savepoint = savepoint
 
     def _check(self) -> None:
         """Refuse nobody."""

@@ -7,7 +7,6 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from loopsafe_db.database import _forget_pool
 from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
@@ -40,12 +39,12 @@ class RolledBack:
 
     def __init__(self, database: Database) -> None:
         self.database: Database = database
-        self._place = object()
+        self._configuration = database._undone_configuration()  # noqa: SLF001
         self._loop: asyncio.AbstractEventLoop | None = None
         self._blocks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._blocks.enter_context(self.database._rolling_back(self._place))  # noqa: SLF001
+        self._blocks.enter_context(self.database._overrides.override(self._configuration))  # noqa: SLF001
         self._pool.pinned.outlives_disconnect = True  # an application under test may disconnect
         self._pool.record()
         self._pool.statements.clear()
@@ -89,7 +88,7 @@ class RolledBack:
 
         async def look_and_undo() -> None:
             async with pinned.turn:
-                if self.database.url.dialect == "postgresql":
+                if self._configuration.options.url.dialect == "postgresql":
                     await look()
                 await pinned.undo()
 
@@ -100,14 +99,14 @@ class RolledBack:
 
     def close(self) -> None:
         """Close the connection."""
-        _forget_pool(self._place)
+        self._configuration.retire()
         if self._loop is not None:
             self._loop.close()
             self._loop = None
 
     @property
     def _pool(self) -> Any:
-        return self.database._pool()  # noqa: SLF001
+        return self._configuration.find_pool()
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine in a loop of our own; in a thread of its own, where a loop runs in this one."""

@@ -15,7 +15,8 @@ from sqlalchemy import MetaData
 from sqlalchemy.schema import CreateSchema
 
 from loopsafe_db import default
-from loopsafe_db.database import Database
+from loopsafe_db.database import Database, _configuration
+from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import InvalidSettingError, MissingDriverError, StatementTimeout
 from loopsafe_db.testing.servers import call_apart
 
@@ -167,20 +168,22 @@ def _build(builder: Builder, url: str) -> None:
 def configured(url: str, name: str = "default") -> Iterator[Database]:
     """Have `get_database` give a handle on `url` in this block; then whatever it gave before.
 
-    Who got a handle in such a block and keeps it (a module's global) has it on the right database in the next.
+    What the program configures meanwhile holds afterwards. Who got a handle in such a block and keeps it (a module's
+    global) has it on the right database in the next.
     """
     handles: dict[str, Any] = default._handles  # noqa: SLF001 (it has no way back)
     before = handles.get(name)
-    options = None if before is None else before._options  # noqa: SLF001
-    if before is None and name in _handles:
-        handles[name] = _handles[name]
-    database = _handles[name] = default.configure(url, name=name)
+    options = make_options(hidden(url), {})
+    database = _handles[name] = before or _handles.get(name) or default._named(name, options)  # noqa: SLF001
+    handles[name] = database
+    configuration = _configuration(options)
     try:
-        yield database
+        with database._overrides.override(configuration):  # noqa: SLF001
+            yield database
     finally:
-        if options is None:
+        if before is None:
             handles.pop(name, None)
-        database._apply(database._options if options is None else options)  # noqa: SLF001
+        configuration.retire()
 
 
 # -- what is taken out again

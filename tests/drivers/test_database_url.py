@@ -537,7 +537,7 @@ async def test_an_initialisation_that_fails_leaves_nothing(database: Database) -
     assert await other.fetch_val("SELECT 1") == 1
     stats = other.stats()
     assert (stats.idle, stats.in_use, stats.opened, stats.terminated) == (1, 0, 3, 2)
-    assert [other._driver.is_closed(raw) for raw in opened] == [True, True, False]  # noqa: SLF001
+    assert [other._pool().driver.is_closed(raw) for raw in opened] == [True, True, False]  # noqa: SLF001
     await other.disconnect()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -323,6 +325,39 @@ def test_it(loopsafe_db, loopsafe_db_url, closes):
     result = pytester.runpytest_subprocess(*arguments, "--loopsafe-leaks=error")
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.re_match_lines([".*left on the server: pid [0-9]+, application 'strange', idle"])
+
+
+@pytest.mark.parametrize("fixture", ["loopsafe_db", "loopsafe_db_committed"])
+@pytest.mark.parametrize("last", ["pass", "assert False"], ids=["passes", "fails"])
+def test_an_application_that_configures_its_database_works_on_that_of_the_test(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester, fixture: str, last: str
+) -> None:
+    real = pytester.path / "real.db"
+    with closing(sqlite3.connect(real)) as plain:
+        plain.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    source = f"""
+import asyncio
+import threading
+from loopsafe_db import configure
+
+def start_up():
+    configure("sqlite:///{real}")
+
+def test_it({fixture}, store):
+    start_up()
+    thread = threading.Thread(target=start_up)
+    thread.start()
+    thread.join()
+    asyncio.run(store(1))
+    {last}
+
+def test_after({fixture}, count):
+    assert asyncio.run(count()) == 0
+"""
+    passed = last == "pass"
+    run(source).assert_outcomes(passed=1 + passed, failed=1 - passed)
+    with closing(sqlite3.connect(real)) as plain:
+        assert plain.execute("SELECT count(*) FROM things").fetchone() == (0,)
 
 
 def test_fixtures_run_a_test_once_per_loop_and_start_method(pytester: pytest.Pytester) -> None:

@@ -1,0 +1,156 @@
+"""Configuration: what a handle resolves to at each use, and the blocks that override it meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from loopsafe_db._runtime.registry import Resource, process_state
+from loopsafe_db.engines.factory import connect_options, make_pool
+from loopsafe_db.engines.stats import PoolStats
+from loopsafe_db.pinned import PinnedConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from loopsafe_db.database import Database
+    from loopsafe_db.drivers.base import Driver
+    from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.options import DatabaseOptions
+
+
+class Configuration:
+    """One database and how to use it. Never changed; a handle that is to work otherwise gets another.
+
+    Attributes:
+        options: URL and options.
+        driver: That of the URL.
+        replicas: A handle for each.
+        pool: Of the process that it was used in last; `find_pool` knows whether that is this one.
+        is_transient: Whether it ends with the last block that uses it.
+        retire: Ends its connections: what is idle now, the others when they come back. A configuration that nobody
+            has any more does so by itself.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_place",
+        "_turns",
+        "driver",
+        "is_transient",
+        "options",
+        "pool",
+        "replicas",
+        "retire",
+    )
+    driver: Driver
+
+    def __init__(self, options: DatabaseOptions, replicas: Sequence[Database]) -> None:
+        self.driver, _ = connect_options(options)  # refuses what cannot work, here and now
+        self.options, self.replicas = options, replicas
+        self.pool: ConnectionPool | None = None
+        self.is_transient = False
+        self._turns = itertools.count()
+        self._place = object()  # where each process keeps the pool
+        self.retire = weakref.finalize(self, _forget_pool, self._place)
+        self.retire.atexit = False
+
+    def find_pool(self) -> ConnectionPool:
+        """Give the pool of this process, made at the first call."""
+        pool = self.pool
+        if pool is None or pool.key.pid != os.getpid():
+            pool = self.pool = process_state().get(self._place, self._make_pool)
+        return pool
+
+    def stats(self) -> PoolStats:
+        """Give the figures of the pool of this process, if there is one."""
+        found = process_state().resources.get(self._place)
+        return PoolStats() if found is None else found.value.stats()
+
+    def next_replica(self) -> Database:
+        """Give the replica whose turn it is."""
+        return self.replicas[next(self._turns) % len(self.replicas)]
+
+    def _make_pool(self) -> Resource:
+        pool = make_pool(self.options)
+        if self.options.force_rollback:
+            pool.pin(PinnedConnection(pool))
+        return Resource(pool, pool.close, pool.terminate, pool.sockets)
+
+
+class Overrides:
+    """The configurations of one handle: its own, and those of the blocks that override it. The newest is current.
+
+    Blocks may end in any order, in any thread.
+
+    Attributes:
+        base: The handle's own.
+        current: What every use of the handle reads, once.
+    """
+
+    __slots__ = ("_live", "base", "current")
+
+    def __init__(self, base: Configuration) -> None:
+        self.base = self.current = base
+        self._live: list[Configuration] = []
+
+    def rebase(self, base: Configuration) -> None:
+        """Have the handle use `base` from now on, or as soon as no block overrides it."""
+        with process_state().lock:
+            former, self.base = self.base, base
+            self._resolve()
+        former.retire()
+
+    @contextmanager
+    def override(self, configuration: Configuration) -> Iterator[None]:
+        """Have the handle use `configuration` in the block, unless a newer block overrides that."""
+        self._enter(configuration)
+        try:
+            yield
+        finally:
+            self._leave(configuration)
+
+    @contextmanager
+    def roll_back(self, make: Callable[[], Configuration]) -> Iterator[None]:
+        """Have the handle's work undone at the end of the block.
+
+        A block that begins in another one shares its connection. It would not see what was done there otherwise, or
+        would wait for a lock of it for ever.
+        """
+        with process_state().lock:
+            outermost = not self.current.options.force_rollback
+            undone = make() if outermost else self.current
+            mark = None if outermost else undone.find_pool().pinned.mark()
+            undone.is_transient |= outermost
+            self._enter(undone)
+        try:
+            yield
+        finally:
+            if mark is not None:
+                mark.is_over = True
+            self._leave(undone)
+
+    def _enter(self, configuration: Configuration) -> None:
+        with process_state().lock:
+            self._live.append(configuration)
+            self._resolve()
+
+    def _leave(self, configuration: Configuration) -> None:
+        with process_state().lock:
+            self._live.remove(configuration)
+            self._resolve()
+            if configuration.is_transient and configuration not in self._live:
+                configuration.retire()
+
+    def _resolve(self) -> None:
+        self.current = self._live[-1] if self._live else self.base
+
+
+def _forget_pool(place: object) -> None:
+    resources = process_state().resources
+    found = resources.get(place)
+    if found is not None and found.value.retire():
+        resources.pop(place, None)
