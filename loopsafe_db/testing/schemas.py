@@ -19,6 +19,7 @@ from loopsafe_db.database import Database, _configuration
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import InvalidSettingError, MissingDriverError, StatementTimeout
 from loopsafe_db.testing.servers import call_apart
+from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
