@@ -16,7 +16,7 @@ from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.engines.clauses import batches, with_values
+from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
@@ -54,6 +54,10 @@ T = TypeVar("T")
 STRANGER_DELAY = (
     0.01  # seconds between two looks at a transaction of a task of perhaps another loop
 )
+
+
+# Without it, SQLAlchemy keeps the rows affected by an UPDATE or DELETE only.
+_COUNTED = {**TIMED, "preserve_rowcount": True}
 
 
 class Turn(Protocol):
@@ -568,10 +572,12 @@ class Connection:
 def _run_batches(core: sa.Connection, query: Any, values: Any) -> tuple[list[Record], Any]:
     """Run a clause once, or for many rows: then the rows affected are those of all."""
     if not isinstance(values, list):
-        return _results(core.execute(*with_values(query, values or {}), execution_options=TIMED))
+        return _results(
+            core.execute(*with_values(keyed(query), values or {}), execution_options=_COUNTED)
+        )
     counts = []
     for batch in batches(query, values):
-        with core.execute(*batch, execution_options=TIMED) as result:
+        with core.execute(*batch, execution_options=_COUNTED) as result:
             counts.append(_affected(result))
     return [], sum(counts) if None not in counts else None
 
@@ -582,20 +588,22 @@ def _results(result: Any) -> tuple[list[Record], Any]:
         return [], _outcome(result)
     keys = RecordKeys(tuple(result.keys()))
     rows: list[Record] = [TupleRecord(keys, row) for row in result]
-    return rows, None if rows else _outcome(result)  # an implicit RETURNING shows no rows
+    # An implicit RETURNING shows no rows.
+    return rows, _outcome(result) if not rows and result.context.isinsert else None
 
 
 def _outcome(result: Any) -> Any:
     """Give the primary key of a one-row insert, else the rows affected."""
-    context = result.context
+    context, affected = result.context, _affected(result)
     if context.isinsert and not context.executemany and context.compiled is not None:
         try:
             key = result.inserted_primary_key
         except sa.exc.InvalidRequestError:  # the insert has a RETURNING of its own, and gave no row
             return None
-        if key and key[0] is not None:
+        # Without a row, it is a key that was given, or that of an insert before.
+        if affected != 0 and key and key[0] is not None:
             return key[0]
-    return _affected(result)
+    return affected
 
 
 def _affected(result: Any) -> int | None:

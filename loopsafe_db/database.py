@@ -192,8 +192,9 @@ class Database:
         """Run a statement.
 
         Returns:
-            The first value of the first row if rows come back (``RETURNING``), the primary key of a Core
-            insert, else the rows affected, or None if the driver cannot tell.
+            Of what gives rows (``RETURNING``), the first value of the first row, or None if there is no row. Of a Core
+            insert of one row, its primary key. Else the rows affected, or None if there is no such number. So what
+            was to insert a row, and did not (``ON CONFLICT DO NOTHING``), gives None with a ``RETURNING``, else 0.
         """
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, pool.driver.execute, query, values, timeout)
@@ -206,7 +207,7 @@ class Database:
         """Apply one statement to many mappings of values: all of them or none.
 
         Returns:
-            Rows affected, or None if the driver cannot tell (asyncpg cannot).
+            Rows affected, or None if the driver cannot tell: asyncpg reads of each answer only whether it failed.
         """
         async with self.connection() as connection:
             return await connection.execute_many(query, values, timeout=timeout)

@@ -639,17 +639,26 @@ def _execute(raw: GuardedConnection, sql: str, args: Sequence[Any]) -> Any:
         if cursor.description is not None:
             # All rows are taken: SQLite completes a RETURNING statement only then.
             rows = cursor.fetchall()
-            return rows[0][0] if rows else 0
+            return rows[0][0] if rows else None
         return cursor.rowcount if cursor.rowcount >= 0 else None
     finally:
         cursor.close()
 
 
 def _execute_many(raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]]) -> int:
-    cursor = raw._conn.executemany(sql, rows)  # noqa: SLF001
-    count = cursor.rowcount
+    cursor = raw._conn.cursor()  # noqa: SLF001
+    count, rest = _count(cursor.execute(sql, rows[0])), rows[1:]
+    if cursor.description is not None:  # executemany() counts no rows where there is a RETURNING
+        count += sum(_count(cursor.execute(sql, row)) for row in rest)
+    elif rest:
+        count += max(cursor.executemany(sql, rest).rowcount, 0)
     cursor.close()
     return count
+
+
+def _count(cursor: sqlite3.Cursor) -> int:
+    cursor.fetchall()  # only then they are counted
+    return max(cursor.rowcount, 0)
 
 
 DRIVER = AiosqliteDriver()

@@ -473,10 +473,14 @@ class AsyncpgDriver:
                 return _affected(await raw.execute(sql, timeout=timeout))
             raw._check_open()  # noqa: SLF001
             # fetch() keeps the status to itself, and execute() the rows: both are wanted.
-            rows, status, _ = await raw._execute(sql, args, 0, timeout, return_status=True)  # noqa: SLF001
+            with raw._stmt_exclusive_section:  # noqa: SLF001
+                result, statement = await raw._Connection__execute(  # noqa: SLF001
+                    sql, args, 0, timeout, return_status=True
+                )
+        rows, status, _ = result
         if rows:
             return rows[0][0] if len(rows[0]) else None
-        return _affected(status.decode() if status else "")
+        return None if statement._get_attributes() else _affected((status or b"").decode())  # noqa: SLF001
 
     def _is_script(self, sql: str) -> bool:
         """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""

@@ -188,7 +188,7 @@ class Driver(Protocol):
         """Give the first row."""
 
     async def execute(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
-        """Give the first value of the first row, else the number of rows affected, else None.
+        """Give the first value of the first row, or None if no row comes back; of what gives no rows, those affected.
 
         Args:
             raw: The connection.

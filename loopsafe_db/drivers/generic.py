@@ -365,11 +365,12 @@ def _fetch_one(raw: GuardedConnection, sql: str, args: Any) -> Record | None:
 
 def _execute(raw: GuardedConnection, sql: str, args: Any) -> Any:
     cursor = _sent(raw, sql, args)
-    row = cursor.fetchone() if cursor.description else None
+    has_rows = bool(cursor.description)
+    row = cursor.fetchone() if has_rows else None
     count = cursor.rowcount
     cursor.close()
-    if row is not None:
-        return row[0]
+    if has_rows:
+        return None if row is None else row[0]
     return count if count >= 0 else None
 
 

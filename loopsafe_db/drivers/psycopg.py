@@ -448,9 +448,10 @@ class PsycopgDriver:
         cursor = await _execute(raw, sql, args, timeout)
         while cursor.nextset():
             pass  # of several statements the last one counts
-        if cursor.has_rows and (row := await cursor.fetchone()) is not None:
-            return row[0] if len(row) else None
-        return _affected(cursor)
+        if not cursor.has_rows:
+            return _affected(cursor)
+        row = await cursor.fetchone()
+        return row[0] if row is not None and len(row) else None
 
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None

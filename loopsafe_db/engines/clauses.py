@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+def keyed(query: Any) -> Any:
+    """Have an upsert of SQLite return its key: the last row id that SQLite has is that of a real insert before."""
+    upsert = getattr(query, "_post_values_clause", None) is not None
+    if not upsert or query.stringify_dialect != "sqlite" or query._returning:  # noqa: SLF001
+        return query
+    return query.return_defaults(*query.table.primary_key)
+
+
 def with_values(query: Any, values: Any) -> tuple[Any, Any]:
     """Give a clause and what SQLAlchemy binds: SQL among the values, as ``func.now()``, goes into the clause."""
     if not (isinstance(query, ValuesBase) and isinstance(values, Mapping) and _has_sql(values)):

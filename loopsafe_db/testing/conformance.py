@@ -162,6 +162,7 @@ class DriverConformance:
             for query, values in (
                 ("SELECT '10% %s' AS a", None),
                 ("SELECT '10% %s' AS a, :x + 0 AS b", {"x": 1}),
+                ("SELECT '10% %s' AS a, ':x' AS b, /* it's :x */ :x + 0 AS c -- :x", {"x": 1}),
             ):
                 assert await database.fetch_val(query, values) == "10% %s"
 
@@ -186,6 +187,8 @@ class DriverConformance:
             assert await database.execute(update, {"name": "m"}) == 2
             assert await database.execute(things.update().values(name="o")) == 2
             assert await database.execute(f"DELETE FROM {things.name} WHERE id = 3") == 0
+            assert await database.execute(f"SELECT id FROM {things.name} WHERE id = 2") == 2
+            assert await database.execute(f"SELECT id FROM {things.name} WHERE id = 3") is None
 
         asyncio.run(main())
 

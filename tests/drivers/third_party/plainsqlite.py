@@ -166,7 +166,9 @@ class PlainDriver:
         def run() -> Any:
             cursor = raw.execute(sql, args)
             rows = cursor.fetchall()
-            return rows[0][0] if rows else max(cursor.rowcount, 0)
+            if cursor.description is not None:
+                return rows[0][0] if rows else None
+            return max(cursor.rowcount, 0)
 
         return await in_thread(raw, run, timeout)
 
