@@ -94,6 +94,21 @@ async def test_only_parameters_of_a_text_are_replaced(server: Database) -> None:
     assert seen == texts
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_slice_may_have_parameters(postgres_url: str, driver: str) -> None:
+    values = {"lo": 2, "hi": 3}
+    async with Database(make_url(postgres_url).set(drivername=f"postgresql+{driver}")) as database:
+        for text in (
+            "[:lo::int : :hi::int]",
+            "[(:lo)::int:(:hi)::int]",
+            "[CAST(:lo AS int) : :hi]",
+        ):
+            query = f"SELECT ('{{1, 2, 3, 4}}'::int[]){text}"
+            assert await database.fetch_val(query, values) == [2, 3], text
+        lower = "SELECT (a[:lo:n])[1] FROM (SELECT '{1, 2, 3}'::int[] AS a, 3 AS n) AS q"
+        assert await database.fetch_val(lower, {"lo": 2}) == 2
+
+
 async def test_execute_gives_what_comes_back_whatever_semicolons_there_are(
     server: Database,
 ) -> None:
