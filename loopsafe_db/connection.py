@@ -130,6 +130,7 @@ class Connection:
             await self._check_out(caller())
         except BaseException:
             self._depth = 0
+            await self._release()
             raise
         return self
 
@@ -282,11 +283,13 @@ class Connection:
             TransactionAborted: The server does not commit it: it is to be rolled back.
             TransactionError: `opened` is not the innermost, and stays open; or it has been undone.
         """
+        entry = self._entry
         async with self._turn:
             if opened not in self._transactions:
                 raise TransactionError("the transaction was undone with the one around it")
             if opened is not self._transactions[-1]:
                 raise TransactionError("the transaction has another one open inside it")
+            self._check_still_held(entry)
             await self._settled(self._commit(opened))
 
     async def rollback(self, opened: OpenTransaction) -> None:
@@ -318,6 +321,8 @@ class Connection:
             async with self._turn:
                 if opened in self._transactions:
                     del self._transactions[self._transactions.index(opened) :]
+                    if self._entry is None:
+                        return  # it is undone, and others may have the connection
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
                         await opened.transaction.rollback()
 
@@ -328,8 +333,8 @@ class Connection:
         self._begin_anew()
         self._owner, self._key, self._taken_at = current_task(), current_key(), place
         entry = await self._pool.acquire()
-        entry.taken_at = place
         self._entry, self._raw = entry, entry.raw
+        entry.taken_at, entry.in_doubt = place, False
         self._bind(self._owner)
         self._block.enter()
 
@@ -341,21 +346,23 @@ class Connection:
             return
         if self._owner is not None:
             self._unbind(self._owner)
+        entry.interrupted |= self._turn.locked()  # a task that it was handed to is at work
         try:
-            if entry.interrupted or self._transactions or self._turn.locked():
-                await self._pool.settle(entry)
+            await self._pool.returning.make_idle(entry)
         finally:
             await self._give_back(entry)
 
     async def _give_back(self, entry: PoolEntry) -> None:
+        returning, since = self._pool.returning, entry.since
         if self._sqlalchemy is None or not entry.is_open:
-            self._pool.give_back(entry)
+            returning.release_nowait(entry)
             return
         try:
-            await greenlet_spawn(self._sqlalchemy.close)
+            await greenlet_spawn(self._sqlalchemy.close)  # it releases the connection
         except BaseException:  # the end of a loop cancels each of its tasks
-            entry.terminate()
-            self._pool.give_back(entry)
+            if entry.since == since:  # else somebody has it already
+                entry.terminate()
+                returning.release_nowait(entry)
             raise
 
     async def _begin_within(
@@ -363,8 +370,10 @@ class Connection:
     ) -> OpenTransaction | None:
         """Begin as soon as no stranger's transaction is open; None after `patience` seconds."""
         give_up = time.monotonic() + patience
+        entry = self._entry
         while True:
             async with self._turn:
+                self._check_still_held(entry)
                 if not self._transactions or self._transactions[-1].surrounds():
                     return await self._begin(options)
             if time.monotonic() > give_up:
@@ -468,8 +477,13 @@ class Connection:
         Args:
             operation: What the driver does.
             begins: Whether it may begin a transaction of its own.
+
+        Raises:
+            ReleasedError: The block of the connection has ended before it was this task's turn.
         """
+        entry = self._entry
         async with self._turn:
+            self._check_still_held(entry)
             return await self._noted(
                 (self._settled if begins else self._await)(operation(self._raw))
             )
@@ -490,14 +504,22 @@ class Connection:
                 for opened in self._transactions:
                     opened.is_lost = True
 
+    def _check_still_held(self, entry: PoolEntry | None) -> None:
+        if entry is None or self._entry is not entry:
+            raise ReleasedError(repr(self), self._taken_at)
+
     async def _await(self, operation: Awaitable[T]) -> T:
-        """Await what the driver does; an interruption leaves doubt."""
+        """Await what the driver does; whatever ends it but an answer leaves doubt."""
+        entry = self._entry
+        assert entry is not None
+        entry.in_doubt = True
         try:
-            return await operation
-        except (asyncio.CancelledError, TimeoutError):
-            if self._entry is not None:
-                self._entry.interrupted = True
+            result = await operation
+        except BaseException as error:
+            self._pool.returning.note_error(entry, error)
             raise
+        entry.in_doubt = False
+        return result
 
     async def _settled(self, operation: Awaitable[T]) -> T:
         """Await what begins or ends a transaction; an interruption leaves none that nobody knows of."""
@@ -505,7 +527,7 @@ class Connection:
             return await self._await(operation)
         except (asyncio.CancelledError, TimeoutError):
             if self._entry is not None and not self._transactions:
-                await self._pool.settle(self._entry, returned=False)
+                await self._pool.returning.recover(self._entry, returned=False)
             raise
 
     async def _run_clause(
@@ -518,6 +540,8 @@ class Connection:
     ) -> tuple[list[Record], Any]:
         """Run a clause the way SQLAlchemy does it: defaults, types, RETURNING."""
         self._check_clause(query)
+        if self._entry is not None:
+            self._entry.in_doubt = False  # but while the dialect asks the server: see `mark_doubt`
         limit = self._limit(timeout)
         try:
             if limit is None:

@@ -116,9 +116,10 @@ class Database:
         try:
             for _ in range(max(pool.options.pool.min_connections, 1)):
                 entries.append(await pool.acquire())
+                entries[-1].in_doubt = False
         finally:
             for entry in entries:
-                pool.give_back(entry)
+                pool.returning.release_nowait(entry)
 
     async def disconnect(self) -> None:
         """Close what is idle in this loop; what others use stays, and a later call connects again.
@@ -351,11 +352,12 @@ async def _once(
     entry = pool.acquire_nowait(running_loop("a query")) or await pool.acquire()
     try:
         result = await operation(entry.raw, compiled.sql, args, timeout)
-    except (asyncio.CancelledError, TimeoutError):
-        await pool.settle(entry)
+        entry.in_doubt = False
+    except BaseException as error:
+        pool.returning.note_error(entry, error)
         raise
     finally:
-        pool.give_back(entry)
+        await pool.returning.release(entry)
     return result
 
 

@@ -194,7 +194,7 @@ class PinnedConnection(Connection):
         """Let others have it, as soon as what `error` has interrupted is over."""
         try:
             if isinstance(error, (asyncio.CancelledError, TimeoutError)) and entry.is_open:
-                await self._pool.settle(entry, reset=False)
+                await self._pool.returning.recover(entry, reset=False)
         finally:
             self._pool.give_back(entry)
 
@@ -217,6 +217,9 @@ class PinnedConnection(Connection):
 
     def _check(self) -> None:
         """Refuse nobody."""
+
+    def _check_still_held(self, entry: PoolEntry | None) -> None:
+        """Refuse nobody: it is never given back."""
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         if not self._transactions:  # its options can only be those of the transaction around it

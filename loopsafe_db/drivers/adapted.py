@@ -81,6 +81,7 @@ class GuardedConnection:
         in_transaction: Whether one of our transactions is open.
         interrupted: Whether nobody waited for the end of an operation.
         ended: Whether it was closed by us.
+        answer: The error that the last operation of ours has ended with, if the server has answered by it.
     """
 
     dialect: Dialect
@@ -89,12 +90,14 @@ class GuardedConnection:
     in_transaction: bool
     interrupted: bool
     ended: bool
+    answer: BaseException | None
 
     def __init__(self, adapted: Any) -> None:
         self.adapted = adapted
         self.guarded_owner = Owner()
         self.dirty = self.in_transaction = self.interrupted = self.ended = False
         self.isolation_before: Any = None
+        self.answer = None
         self._stream: StreamCursor | None = None
         self._home = weakref.ref(asyncio.get_running_loop())
         self._transport = _transport_of(getattr(adapted, "driver_connection", adapted))
@@ -242,7 +245,7 @@ class GuardedConnection:
 
 _OWN = {
     *("adapted", "dialect", "guarded_owner", "dirty", "in_transaction", "interrupted", "ended"),
-    *("isolation_before", "_stream", "_home", "_transport", "_socket"),
+    *("isolation_before", "answer", "_stream", "_home", "_transport", "_socket"),
 }
 
 

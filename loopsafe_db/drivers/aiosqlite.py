@@ -23,6 +23,7 @@ from sqlalchemy.util import await_only
 from loopsafe_db._runtime.endings import outlast
 from loopsafe_db.drivers import migrations
 from loopsafe_db.drivers.base import (
+    ConnectionState,
     ConnectOptions,
     DriverTraits,
     Owner,
@@ -56,6 +57,7 @@ _PRAGMAS = {
 _SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has them
 _NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
 _DATES: dict[type, Any] = {date: date.isoformat, datetime: partial(datetime.isoformat, sep=" ")}
+_ANSWERS = (sqlite3.Error, OverflowError, UnicodeError)  # the latter of a value that cannot be
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
 _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
@@ -82,6 +84,10 @@ class _Questions:
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
+
+    @property
+    def is_full(self) -> bool:
+        return not self._queue.empty()
 
     def put_nowait(self, item: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
         future, function = item
@@ -222,6 +228,11 @@ class GuardedConnection(aiosqlite.Connection):
         """Have them hold again, once no transaction is open."""
         await _run(self, "PRAGMA foreign_keys = ON")
         self.keys_suspended = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether its thread has something left to do."""
+        return self._tx.is_full  # type: ignore[no-any-return]
 
     @property
     def sqlite(self) -> _SqliteConnection:
@@ -518,6 +529,16 @@ class AiosqliteDriver:
 
     def original(self, error: BaseException) -> BaseException:
         return getattr(error, "orig", None) or error
+
+    def state(self, raw: GuardedConnection) -> ConnectionState:
+        if raw.is_busy or raw.is_asked or raw._connection is None:  # noqa: SLF001
+            return ConnectionState.BUSY
+        if raw.in_transaction or raw.sqlite.has_begun:
+            return ConnectionState.IN_TRANSACTION
+        return ConnectionState.IDLE
+
+    def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
+        return isinstance(self.original(error), _ANSWERS)
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         return False

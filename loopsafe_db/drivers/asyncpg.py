@@ -19,7 +19,13 @@ from sqlalchemy.exc import DBAPIError
 
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
 from loopsafe_db.drivers import libpq
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.drivers.base import (
+    ConnectionState,
+    ConnectOptions,
+    DriverTraits,
+    Owner,
+    TransactionOptions,
+)
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
     class BaseConnection:
         """asyncpg has no types."""
 
+        _protocol: Any
+        _stmt_exclusive_section: Any
         _top_xact: Any
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -77,6 +85,8 @@ _REFUSED = (
 _LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 _OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
+_ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
+_IDLE = ConnectionState.IDLE
 _FAILED = (
     OSError,
     asyncpg.PostgresError,
@@ -504,8 +514,22 @@ class AsyncpgDriver:
         return AsyncpgTransaction(raw, options.isolation, options.readonly, options.deferrable)
 
     def original(self, error: BaseException) -> BaseException:
-        orig = getattr(error, "orig", None)
-        return (orig.__cause__ or orig) if orig is not None else error
+        found: BaseException = getattr(error, "orig", None) or error
+        if type(found).__module__.startswith("sqlalchemy."):
+            return found.__cause__ or found
+        return found
+
+    def state(self, raw: GuardedConnection) -> ConnectionState:
+        protocol = raw._protocol  # noqa: SLF001
+        if raw._stmt_exclusive_section._acquired or protocol._is_cancelling():  # noqa: SLF001
+            return ConnectionState.BUSY
+        # `_top_xact` is set before BEGIN is sent
+        if protocol.is_in_transaction() or raw._top_xact is not None:  # noqa: SLF001
+            return ConnectionState.IN_TRANSACTION
+        return _IDLE
+
+    def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
+        return isinstance(self.original(error), _ANSWERS)
 
     async def settle(self, raw: GuardedConnection) -> None:
         with suppress(asyncpg.InFailedSQLTransactionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 import weakref
 from dataclasses import dataclass
@@ -53,6 +54,20 @@ class DriverTraits:
     adapted: bool = False
     settles: bool = False
     ends_transaction: Callable[[BaseException], bool] = _never
+
+
+class ConnectionState(enum.Enum):
+    """What a driver knows of a connection without asking the server.
+
+    Attributes:
+        IDLE: Nothing is under way, and no transaction is open.
+        IN_TRANSACTION: Nothing is under way in an open transaction, which may have failed.
+        BUSY: An operation or a COPY is under way, or may be.
+    """
+
+    IDLE = "idle"
+    IN_TRANSACTION = "in transaction"
+    BUSY = "busy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +234,15 @@ class Driver(Protocol):
 
     def detach(self, raw: Any) -> None:
         """Have the running loop let go of an idle connection, so that any other may take it."""
+
+    def state(self, raw: Any) -> ConnectionState:
+        """Tell what a connection is in the middle of, without a round trip; asked each time that it comes back."""
+
+    def is_answer(self, raw: Any, error: BaseException) -> bool:
+        """Tell whether an operation is known to be over: the server has answered by `error`, or nothing was sent.
+
+        Any other exception may have struck in the middle, such as one that a signal handler raises.
+        """
 
     async def settle(self, raw: Any) -> None:
         """Wait until an interrupted statement is over."""

@@ -21,13 +21,19 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db.drivers.adapted import GuardedConnection
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, TransactionOptions
+from loopsafe_db.drivers.base import (
+    ConnectionState,
+    ConnectOptions,
+    DriverTraits,
+    TransactionOptions,
+)
 from loopsafe_db.drivers.url import dialect_url, refuse_keywords, refuse_postgresql_options
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
     ConnectTimeout,
     InvalidURLError,
+    LoopsafeError,
     StatementTimeout,
     TransactionError,
 )
@@ -252,6 +258,17 @@ class GenericDriver:
             return found.__cause__ or found
         return found
 
+    def state(self, raw: GuardedConnection) -> ConnectionState:
+        if raw.interrupted:
+            return ConnectionState.BUSY
+        in_transaction = raw.in_transaction or raw.dirty
+        return ConnectionState.IN_TRANSACTION if in_transaction else ConnectionState.IDLE
+
+    def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
+        if raw.interrupted:
+            return False
+        return error is raw.answer or isinstance(error, self._dialect.loaded_dbapi.Error)
+
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         return False
 
@@ -304,6 +321,7 @@ class GenericDriver:
         except self._dialect.loaded_dbapi.Error as error:
             if (original := self.original(error)) is error:
                 raise
+            raw.answer = original
             raise original from None
 
 
@@ -324,17 +342,17 @@ def _is_refusal(error: Any) -> bool:
 
 def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
     """Do something, and commit it unless a transaction is open."""
+    raw.answer, raw.interrupted = None, True  # until its end is known, whatever strikes
     try:
         result = work()
         if not raw.in_transaction:
             raw.commit()
-    except Exception:
+    except (raw.dialect.loaded_dbapi.Error, LoopsafeError):
+        raw.interrupted = False
         if not raw.in_transaction:
             raw.undo()
         raise
-    except BaseException:
-        raw.interrupted = True
-        raise
+    raw.interrupted = False
     return result
 
 

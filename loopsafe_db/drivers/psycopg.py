@@ -31,7 +31,13 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.transport import addresses, can_move, nowhere
 from loopsafe_db.drivers import libpq
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.drivers.base import (
+    ConnectionState,
+    ConnectOptions,
+    DriverTraits,
+    Owner,
+    TransactionOptions,
+)
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -64,6 +70,13 @@ _REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|no password supplied|is not permitted to log in"
     r"|(role|database) .* does not exist|no such (user|database)|requires a valid client certificate"
 )
+_STATES = {
+    int(TransactionStatus.IDLE): ConnectionState.IDLE,
+    int(TransactionStatus.INTRANS): ConnectionState.IN_TRANSACTION,
+    int(TransactionStatus.INERROR): ConnectionState.IN_TRANSACTION,
+}
+# What psycopg raises of its own, and of a text that cannot be encoded.
+_ANSWERS = (psycopg.Error, UnicodeError)
 _LOST = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 
 
@@ -219,13 +232,16 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval, **options)
-        except GeneratorExit:
-            self.ended = True  # nothing can be awaited
+        except _ANSWERS:
             raise
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             # In a forked child it is the parent's statement, and goes on.
             if self.guarded_owner.is_here and not self.ended:
                 await to_the_end(self._stop(gen), ENDING_TIMEOUT)
+            raise
+        except BaseException:
+            # Nothing can be awaited, or it comes out of a signal handler: psycopg may have got half-way anywhere.
+            self.ended = True
             raise
         finally:
             self._waiting = False
@@ -255,6 +271,16 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         if not self.guarded_owner.is_here:
             self.guarded_owner.check(self)
         return super()._should_cancel()
+
+    @property
+    def state(self) -> ConnectionState:
+        """What it is in the middle of."""
+        if self._waiting or self.lock.locked():
+            return ConnectionState.BUSY
+        state = _STATES.get(self.pgconn.transaction_status, ConnectionState.BUSY)
+        if state is ConnectionState.BUSY or self.pgconn.pipeline_status == PipelineStatus.OFF:
+            return state
+        return ConnectionState.BUSY
 
     async def begin(self) -> None:
         """Begin a transaction, as SQLAlchemy has said how."""
@@ -486,6 +512,13 @@ class PsycopgDriver:
     def original(self, error: BaseException) -> BaseException:
         return getattr(error, "orig", None) or error
 
+    def state(self, raw: GuardedConnection) -> ConnectionState:
+        return raw.state
+
+    def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
+        active = raw.pgconn.transaction_status == TransactionStatus.ACTIVE
+        return isinstance(self.original(error), _ANSWERS) and not active
+
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         if not isinstance(error, errors.FeatureNotSupported) or (
             error.diag.source_function != "RevalidateCachedQuery"
@@ -503,7 +536,7 @@ class PsycopgDriver:
     async def settle(self, raw: GuardedConnection) -> None:
         # `GuardedConnection.wait` has stopped what was interrupted, or ended the connection.
         raw.guarded_owner.check(raw)
-        if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+        if raw.state is ConnectionState.BUSY:
             raw.end()
 
     async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:

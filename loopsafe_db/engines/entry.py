@@ -37,7 +37,8 @@ class PoolEntry(_ConnectionRecord):
         task: The asyncio task that has it.
         since: When that got it, on the same clock.
         taken_at: File and line where it was taken, if it is held for longer than one call.
-        interrupted: Whether a statement was cut off, so that the connection has to be settled.
+        in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
+        interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
     """
 
     raw: Any = None
@@ -46,6 +47,7 @@ class PoolEntry(_ConnectionRecord):
     since: float = 0.0
     task: asyncio.Task[Any] | None = None
     taken_at: str = ""
+    in_doubt: bool = False
     interrupted: bool = False
     dbapi_connection: Any
     fairy_ref: Any
@@ -98,6 +100,7 @@ class PoolEntry(_ConnectionRecord):
         connection: Any = super().get_connection()
         if not ready:
             self.raw = self._of_driver
+            self.in_doubt = self.interrupted = False
             self._settle_in(loop)
         self._lender.lending.opened()
         return connection
@@ -119,7 +122,7 @@ class PoolEntry(_ConnectionRecord):
             proxy = self.fairy_ref
             stays = not isinstance(proxy and proxy(), Proxy)
             with suppress(asyncio.CancelledError):  # `e` is on its way to whoever was cancelled
-                await_only(self._lender.settle(self, reset=stays))
+                await_only(self._lender.returning.recover(self, reset=stays))
             self.fairy_ref = proxy  # else SQLAlchemy would not return what had to be ended
             if stays:
                 return
@@ -128,6 +131,7 @@ class PoolEntry(_ConnectionRecord):
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
         self.task, self.taken_at = None, ""
+        self.in_doubt = self.interrupted = False
         self.fresh_until = time.monotonic() + self._lender.patience
         if (recycle := self._lender.options.pool.recycle) is not None:
             left = self.starttime + recycle - time.time()

@@ -24,9 +24,10 @@ from loopsafe_db.drivers.url import (
     refuse_control_characters,
 )
 from loopsafe_db.engines.credentials import Credentials
-from loopsafe_db.engines.entry import Proxy
+from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
+from loopsafe_db.engines.returning import mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements
 from loopsafe_db.errors import InvalidSettingError
@@ -123,10 +124,12 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     """Make a pool for this process; it opens nothing yet."""
     driver, connecting = connect_options(options)
     scope = find_scope(options.scope, driver.traits)
-    if options.force_rollback or _is_memory(str(connecting.arguments.get("database"))):
+    only_one = options.force_rollback or _is_memory(str(connecting.arguments.get("database")))
+    if only_one:
         options = replace(options, pool=_ONE_FOR_EVER)
         scope = scope if driver.traits.loop_bound else PER_PROCESS
     pool = ConnectionPool(driver, options, scope)
+    pool.only_one = only_one
     connecting = replace(connecting, on_dropped_plans=pool.renew)
     pool.engine = _make_engine(pool, _opener(pool, connecting))
     queue: Any = pool.engine.sync_engine.pool
@@ -203,6 +206,8 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
     )
     if pool.options.force_rollback:
         pin(engine, lambda: pool.pinned)
+    else:
+        mark_doubt(engine.sync_engine.dialect)
     event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
     if (limit := pool.options.timeouts.statement) is not None:
         limit_statements(engine.sync_engine, limit)
@@ -223,8 +228,10 @@ def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
     entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
     if not isinstance(error, asyncio.CancelledError):
         pool.drops_plans(entry, error)
+        if isinstance(entry, PoolEntry) and not pool.returning.survives(entry, error):
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     elif isinstance(fairy, Proxy) and pool.driver.traits.settles and _ends_in_order(context):
-        entry.interrupted, context.is_disconnect = True, False
+        entry.in_doubt, entry.interrupted, context.is_disconnect = False, True, False
 
 
 def _ends_in_order(context: ExceptionContext) -> bool:

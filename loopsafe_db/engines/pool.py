@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
-from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.lending import Lending, Slot, is_gone
+from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
 
@@ -52,7 +54,11 @@ class SharedQueue(Pool):
         return self._lender.take_now() or await_only(self._lender.take_later())
 
     def _do_return_conn(self, record: Any) -> None:
-        self._lender.give_back(record)
+        returning = self._lender.returning
+        if record.is_open and in_greenlet() and not returning.is_idle(record):
+            await_only(returning.release(record))
+        else:
+            returning.release_nowait(record)
 
     def recreate(self) -> SharedQueue:
         """Give a pool for an engine that was disposed of: the same, for the connections are shared."""
@@ -73,6 +79,8 @@ class ConnectionPool:
     Attributes:
         key: The process.
         lending: Who gets which connection.
+        returning: What becomes of those that come back.
+        only_one: Whether it has one connection that no other can replace.
         bound: asyncio task -> the connections that it has checked out.
         pinned: The one connection that everybody works on, where all of it is undone in the end.
         statements: What was sent, where that is recorded.
@@ -90,6 +98,7 @@ class ConnectionPool:
     scope: Scope
     patience: float
     counts: PoolStats
+    only_one: bool
     pinned: Any
     statements: list[str] | None
     direct: bool
@@ -105,6 +114,8 @@ class ConnectionPool:
             ask=self._ask,
             evict=self._make_room,
         )
+        self.returning = Returning(self)
+        self.only_one = False
         self._may_leave = scope.movable and driver.traits.attaches
         self.bound: dict[asyncio.Task[Any], list[Any]] = {}
         self.pinned = None
@@ -160,7 +171,10 @@ class ConnectionPool:
         if self.options.pool.pre_ping:
             return None
         entry = self.lending.take_here(loop)
-        if entry is None or entry.lend(loop):
+        if entry is None:
+            return None
+        if entry.lend(loop):
+            entry.in_doubt = True
             return entry
         self.give_back(entry)
         return None
@@ -179,6 +193,7 @@ class ConnectionPool:
         except BaseException as error:
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
             raise
+        entry.in_doubt = True
         return entry
 
     async def answers(self, entry: PoolEntry) -> bool:
@@ -222,7 +237,7 @@ class ConnectionPool:
             self.queue._invalidate_time = time.time()  # noqa: SLF001 (as SQLAlchemy's pools do it)
 
     def give_back(self, entry: PoolEntry) -> None:
-        """Take a connection back; nothing is awaited, and twice is fine."""
+        """Take a connection back as it is, for `Returning` has looked at it; twice is fine."""
         if self.lending.held.pop(entry, None) is None:
             return
         entry.rest()
@@ -231,29 +246,6 @@ class ConnectionPool:
             if loop is not None and (self.pinned is not None or self.lending.contended(loop)):
                 entry.leave()
         self.lending.give_back(entry)
-
-    async def settle(self, entry: PoolEntry, *, reset: bool = True, returned: bool = True) -> None:
-        """Wait until an interrupted statement is over, or end its connection; in 2 s, whatever happens.
-
-        Args:
-            entry: What has the connection.
-            reset: Whether a transaction that is open then is rolled back.
-            returned: Whether nobody has the connection any more.
-        """
-        if self.key.pid != os.getpid():
-            return  # in a forked child that runs its parent's tasks down
-
-        async def settle() -> None:
-            await self.driver.settle(entry.raw)
-            if reset:
-                # what SQLAlchemy has begun, then what it has not come to know of
-                await greenlet_spawn(self.engine.dialect.do_rollback, entry.dbapi_connection)
-                await self.driver.reset(entry.raw, returned=returned)
-
-        entry.interrupted = False
-        await or_give_up(settle, ENDING_TIMEOUT, entry.terminate)
-        if self.driver.is_closed(entry.raw):
-            entry.terminate()
 
     def proxy(self, entry: PoolEntry) -> Proxy:
         """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""

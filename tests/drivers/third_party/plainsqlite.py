@@ -16,7 +16,13 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from loopsafe_db.drivers.base import ConnectOptions, DriverTraits, Owner, TransactionOptions
+from loopsafe_db.drivers.base import (
+    ConnectionState,
+    ConnectOptions,
+    DriverTraits,
+    Owner,
+    TransactionOptions,
+)
 from loopsafe_db.errors import ConnectError, StatementTimeout
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
@@ -195,6 +201,14 @@ class PlainDriver:
 
     def original(self, error: BaseException) -> BaseException:
         return getattr(error, "orig", None) or error
+
+    def state(self, raw: PlainConnection) -> ConnectionState:
+        if raw.lock.locked():
+            return ConnectionState.BUSY
+        return ConnectionState.IN_TRANSACTION if raw.in_transaction else ConnectionState.IDLE
+
+    def is_answer(self, raw: PlainConnection, error: BaseException) -> bool:
+        return isinstance(self.original(error), sqlite3.Error)
 
     def drops_plans(self, raw: PlainConnection, error: BaseException) -> bool:
         return False

@@ -1,0 +1,154 @@
+"""Returning: what becomes of a connection that comes back to its pool. The one place that decides it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db.drivers.base import ConnectionState
+from loopsafe_db.engines.holders import caller
+from loopsafe_db.errors import LoopsafeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopsafe_db.engines.entry import PoolEntry
+    from loopsafe_db.engines.pool import ConnectionPool
+
+_log = logging.getLogger("loopsafe_db")
+_IDLE = ConnectionState.IDLE
+
+
+class Returning:
+    """Lends a connection again only if it is known to be idle; recovers it first, or ends it.
+
+    An entry is *in doubt* from before its driver is called until the call has ended well, or by what is known to
+    be an answer. So no exception, at whatever line it strikes, leaves a connection in an unknown state in the pool.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool, self._driver = pool, pool.driver
+
+    def is_idle(self, entry: PoolEntry) -> bool:
+        """Tell whether the next user may have it as it is; asks nobody."""
+        return not (entry.in_doubt or entry.interrupted) and self._driver.state(entry.raw) is _IDLE
+
+    def note_error(self, entry: PoolEntry, error: BaseException) -> None:
+        """End a connection unless `survives` the error of an operation on it."""
+        if not self.survives(entry, error):
+            entry.terminate()
+
+    def survives(self, entry: PoolEntry, error: BaseException) -> bool:
+        """Note what the error of an operation says of its connection; tell whether that may stay. Nothing is awaited.
+
+        An answer clears the doubt. What was cancelled or timed out is recovered later. Of any other exception
+        nobody knows where it struck.
+        """
+        if self._is_answer(entry, error):
+            entry.in_doubt = False
+        elif isinstance(error, (asyncio.CancelledError, TimeoutError)) or self._pool.only_one:
+            entry.in_doubt, entry.interrupted = False, True
+        return not entry.in_doubt
+
+    async def release(self, entry: PoolEntry) -> None:
+        """Take a connection back, idle or ended: what is left open on it is undone, in 2 s."""
+        try:
+            await self.make_idle(entry)
+        finally:
+            self.release_nowait(entry)
+
+    def release_nowait(self, entry: PoolEntry) -> None:
+        """Take a connection back where nothing can be awaited: what is not idle is ended."""
+        if entry.is_open and not self.is_idle(entry):
+            entry.terminate()
+        self._pool.give_back(entry)
+
+    async def make_idle(self, entry: PoolEntry) -> None:
+        """Undo what is left open on a connection, or end it: nobody is to use it before it is released."""
+        if not entry.is_open or self.is_idle(entry):
+            return
+        if entry.in_doubt and not self._pool.only_one:
+            entry.terminate()  # an exception has struck between two lines of ours
+            return
+        left_open = self._driver.state(entry.raw) is ConnectionState.IN_TRANSACTION
+        if left_open and not (entry.interrupted or entry.in_doubt):
+            if self._driver.traits.autocommit:  # else each statement has begun one
+                place = entry.taken_at or caller()
+                _log.warning("a transaction was left open, and is rolled back: %s", place)
+            await self.recover(entry, settle=False)
+        else:
+            await self.recover(entry)
+
+    async def recover(
+        self, entry: PoolEntry, *, reset: bool = True, returned: bool = True, settle: bool = True
+    ) -> None:
+        """Make an interrupted connection usable again, or end it; in 2 s, whatever happens.
+
+        Args:
+            entry: What has the connection.
+            reset: Whether a transaction that is open then is rolled back.
+            returned: Whether nobody has the connection any more.
+            settle: Whether something may be under way.
+        """
+        if self._pool.key.pid != os.getpid():
+            return  # in a forked child that runs its parent's tasks down
+
+        async def recover() -> None:
+            if settle:
+                await self._driver.settle(entry.raw)
+            if reset:
+                # what SQLAlchemy has begun, then what it has not come to know of
+                dialect = self._pool.engine.dialect
+                await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
+                await self._driver.reset(entry.raw, returned=returned)
+
+        entry.in_doubt = entry.interrupted = False
+        await or_give_up(recover, ENDING_TIMEOUT, entry.terminate)
+        if self._driver.is_closed(entry.raw):
+            entry.terminate()
+
+    # -- below
+
+    def _is_answer(self, entry: PoolEntry, error: BaseException) -> bool:
+        if isinstance(error, LoopsafeError):  # ours: before anything was sent
+            return not isinstance(error, TimeoutError)
+        return isinstance(error, Exception) and self._driver.is_answer(entry.raw, error)
+
+
+def mark_doubt(dialect: Any) -> None:
+    """Have an engine's connections be in doubt while the dialect asks the server something."""
+    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+        setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_context))
+    for name in ("do_begin", "do_commit", "do_rollback"):
+        setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_proxy))
+
+
+def _marking(
+    do: Callable[..., None], entry_of: Callable[[Any], PoolEntry | None]
+) -> Callable[..., None]:
+    def call(*args: Any) -> None:
+        entry = entry_of(args[-1])
+        if entry is None:  # the connection is being opened
+            do(*args)
+            return
+        entry.in_doubt = True
+        do(*args)
+        entry.in_doubt = False
+
+    return call
+
+
+def _entry_of_context(context: Any) -> PoolEntry | None:
+    return None if context is None else _entry_of_proxy(context.root_connection.connection)
+
+
+def _entry_of_proxy(proxy: Any) -> PoolEntry | None:
+    if not isinstance(proxy, PoolProxiedConnection):  # a driver's own, asked by us
+        return None
+    return proxy._connection_record  # type: ignore[no-any-return]  # noqa: SLF001
