@@ -107,6 +107,20 @@ async def test_a_codec_of_the_users_is_the_only_one(asyncpg_database: Database, 
     )
 
 
+async def test_a_codec_of_a_connect_listener_is_the_only_one(postgres_url: str) -> None:
+    database = Database(postgres_url, scope=SCOPE, max_size=1)
+
+    @sa.event.listens_for(database.engine.sync_engine, "connect")
+    def connected(adapted: Any, _record: object) -> None:
+        adapted.run_async(set_codecs)
+
+    await create(database)
+    assert await stored_ways(database, {"price": Decimal("1.5")}) == [{"price": "1.5"}] * 8
+    mine = "SELECT count(*) FROM document WHERE body::text LIKE '{\"mine\": %'"
+    assert await database.fetch_val(mine) == 4
+    await database.disconnect()
+
+
 async def test_a_codec_of_the_users_has_lists_of_json_too(asyncpg_database: Database) -> None:
     lists = sa.table("lists", sa.column("it", postgresql.ARRAY(postgresql.JSONB)))
     await asyncpg_database.execute("CREATE TABLE lists (it jsonb[])")
