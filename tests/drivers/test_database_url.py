@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import pickle
 import sqlite3
 import ssl
@@ -125,7 +126,7 @@ def test_a_plain_url_becomes_one() -> None:
 def test_the_name_of_a_database_is_decoded() -> None:
     assert DatabaseURL("postgresql://localhost/my%20name").database == "my name"
     arguments = connect_options(make_options("sqlite:///my%20file.db", {}))[1].arguments
-    assert arguments["database"] == "my file.db"
+    assert arguments["database"] == os.path.abspath("my file.db")
 
 
 # -- its parts
@@ -313,7 +314,7 @@ CONNECTING: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     (SQLITE, {"cached_statements": 10}, "", {"keywords": {"cached_statements": 10}}),
     (SQLITE, {"detect_types": 1}, "detect_types=2", {"keywords": {"detect_types": 1}}),
     (SQLITE, {}, "detect_types=2", {"keywords": {"detect_types": 2}}),
-    (SQLITE, {"uri": True}, "", {"database": "x.db", "keywords": {}}),
+    (SQLITE, {"uri": True}, "", {"database": os.path.abspath("x.db"), "keywords": {}}),
 ]
 
 
