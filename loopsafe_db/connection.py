@@ -30,7 +30,7 @@ from loopsafe_db.errors import (
 )
 from loopsafe_db.queries import compile_text
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
-from loopsafe_db.streams import BATCH, ClauseCursor, RowStream
+from loopsafe_db.streams import BATCH, ClauseCursor, Rows, RowStream
 from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -96,7 +96,12 @@ class Connection:
 
     It belongs to the asyncio task that enters it first. Tasks that are started inside may use it, too, if it is
     handed to them: then operations take turns. Entered again meanwhile, it is the same; entered later, another.
+
+    Attributes:
+        is_lone: Whether one stream has it, and nobody else.
     """
+
+    is_lone = False
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool, self._driver = pool, pool.driver
@@ -114,7 +119,7 @@ class Connection:
         self._transactions: list[OpenTransaction] = []
         self._outermost = TransactionOptions()
         self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
-        self.alone = False  # whether what its task asks of the handle goes elsewhere
+        self.streams: list[RowStream] = []  # those that have something open here
 
     def __repr__(self) -> str:
         state = "not checked out" if self._entry is None else "in use"
@@ -153,6 +158,11 @@ class Connection:
     def raw_connection(self) -> Any:
         """The driver's own connection; yours while this one is checked out."""
         self._check()
+        if any(one.within is None for one in self.streams):
+            raise TransactionError(
+                "rows are being read on this connection, in a transaction that ends with them: what is done on "
+                "the raw connection would be in it; read all of them, or close the stream by aclose(), before"
+            )
         return self._raw
 
     async def fetch_all(
@@ -222,14 +232,15 @@ class Connection:
             lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit), begins=True
         )
 
-    async def iterate(
+    def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Record, None]:
-        """Give rows as they are needed, with flat memory. See `Database.iterate`."""
-        async with RowStream(self, query, values) as stream:
-            while rows := await stream.fetch(BATCH):
-                for row in rows:
-                    yield row
+        """Give rows as they are needed, with flat memory. See `Database.iterate`.
+
+        Outside a transaction, the first thing that is done otherwise on this connection has the rest of the rows read
+        into memory.
+        """
+        return stream(lambda: self, query, values)
 
     def transaction(
         self,
@@ -290,6 +301,7 @@ class Connection:
             if opened is not self._transactions[-1]:
                 raise TransactionError("the transaction has another one open inside it")
             self._check_still_held(entry)
+            await self._make_way(opened)
             await self._settled(self._commit(opened))
 
     async def rollback(self, opened: OpenTransaction) -> None:
@@ -320,7 +332,9 @@ class Connection:
         async def roll_back() -> None:
             async with self._turn:
                 if opened in self._transactions:
-                    del self._transactions[self._transactions.index(opened) :]
+                    ended = self._transactions[self._transactions.index(opened) :]
+                    await self._make_way(*ended)
+                    del self._transactions[-len(ended) :]
                     if self._entry is None:
                         return  # it is undone, and others may have the connection
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
@@ -335,12 +349,33 @@ class Connection:
         entry = await self._pool.acquire()
         self._entry, self._raw = entry, entry.raw
         entry.taken_at, entry.in_doubt = place, False
-        self._bind(self._owner)
+        self._enter_block()
+
+    def _enter_block(self) -> None:
+        """Have its task use it, and those that are started in the block."""
+        if self._owner is not None:
+            self._bind(self._owner)
         self._block.enter()
 
     async def _release(self) -> None:
         """Give the connection back to its pool."""
         self._block.leave()
+        try:
+            if self.streams and self.is_here and not self._turn.locked():
+                await or_give_up(self._end_streams, ENDING_TIMEOUT, self.give_up)
+        finally:
+            for one in list(self.streams):
+                one.cut(ReleasedError(repr(self), self._taken_at))
+            await self._return()
+
+    async def _end_streams(self) -> None:
+        """End what is read no more: its block is over."""
+        async with self._turn:
+            for one in list(self.streams):
+                await self._end_stream(one, one.end)
+                one.cut(ReleasedError(repr(self), self._taken_at))
+
+    async def _return(self) -> None:
         entry, self._entry = self._entry, None
         if entry is None or self._key.pid != os.getpid():
             return
@@ -375,6 +410,7 @@ class Connection:
             async with self._turn:
                 self._check_still_held(entry)
                 if not self._transactions or self._transactions[-1].surrounds():
+                    await self._make_way()
                     return await self._begin(options)
             if time.monotonic() > give_up:
                 return None
@@ -431,18 +467,45 @@ class Connection:
 
     # -- what `RowStream` calls
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the process and the loop are those that it was taken in."""
+        return current_key() == self._key
+
+    @property
+    def enclosing(self) -> OpenTransaction | None:
+        """The innermost transaction, if the running task is inside of it."""
+        innermost = self._transactions[-1] if self._transactions else None
+        return innermost if innermost is not None and innermost.surrounds() else None
+
+    def driver_transaction(self, options: TransactionOptions) -> DriverTransaction:
+        """Make a transaction that only a stream knows of."""
+        return self._driver.transaction(self._raw, options)
+
+    async def read(self, one: RowStream, operation: Callable[[], Awaitable[None]]) -> None:
+        """Do in turn what a stream does on what it has open here, if it still has: no other has to step aside.
+
+        Raises:
+            ForeignLoopError: It is read in another loop or process.
+        """
+        if not self.is_here:
+            raise ForeignLoopError(repr(self), self._key, current_key(), self._taken_at)
+        async with self._turn:
+            if one in self.streams:
+                await self._do(lambda _: operation())
+
     async def open_cursor(self, query: Query, values: Mapping[str, Any] | None) -> DriverCursor:
-        """Begin to read rows, inside a transaction."""
+        """Begin to read rows, inside a transaction, in a turn."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self.run(lambda raw: self._driver.open_cursor(raw, compiled.sql, args))
+            return await self._driver.open_cursor(self._raw, compiled.sql, args)
         self._check_clause(query)
+        if self._entry is not None:
+            self._entry.in_doubt = False  # but while the dialect asks the server: see `mark_doubt`
         options = {**TIMED, "stream_results": True, "max_row_buffer": BATCH}
         try:
-            result = await self.run(
-                lambda _: greenlet_spawn(
-                    lambda: self._core().execute(query, values or {}, execution_options=options)
-                )
+            result = await greenlet_spawn(
+                lambda: self._core().execute(query, values or {}, execution_options=options)
             )
         except sa.exc.DBAPIError as error:
             raise self._driver.original(error) from None
@@ -484,9 +547,12 @@ class Connection:
         entry = self._entry
         async with self._turn:
             self._check_still_held(entry)
-            return await self._noted(
-                (self._settled if begins else self._await)(operation(self._raw))
-            )
+            if self.streams:
+                await self._make_way()
+            return await self._do(operation, begins=begins)
+
+    async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
+        return await self._noted((self._settled if begins else self._await)(operation(self._raw)))
 
     async def _noted(self, operation: Awaitable[T]) -> T:
         """Await an operation; what fails in a transaction may be why the server does not commit that."""
@@ -507,6 +573,27 @@ class Connection:
     def _check_still_held(self, entry: PoolEntry | None) -> None:
         if entry is None or self._entry is not entry:
             raise ReleasedError(repr(self), self._taken_at)
+
+    async def _make_way(self, *ended: OpenTransaction) -> None:
+        """End the streams that something else, or the end of transactions, must not meet; in this task's turn."""
+        for one in list(self.streams):
+            if one.within is None:
+                await self._end_stream(one, one.step_aside)
+            elif one.within in ended:
+                await self._end_stream(one, one.end)
+                one.cut(TransactionError("the rows went with the transaction they were read in"))
+            elif one.abandoned:
+                await self._end_stream(one, one.end)
+
+    async def _end_stream(self, one: RowStream, end: Callable[[], Awaitable[None]]) -> None:
+        """End a stream; nothing comes out of it but an interruption."""
+        try:
+            await self._do(lambda _: end(), begins=one.within is None)
+        except Exception as error:  # noqa: BLE001 (it is for who reads the stream)
+            one.fail(error)
+        except BaseException:
+            one.cut(TransactionError("reading the rest of the rows was interrupted"))
+            raise
 
     async def _await(self, operation: Awaitable[T]) -> T:
         """Await what the driver does; whatever ends it but an answer leaves doubt."""
@@ -662,9 +749,25 @@ def column_of(row: Record, column: Any) -> Any:
         raise QueryError(f"the row has no column {column!r}; it has {list(row.keys())}") from None
 
 
+class LoneConnection(Connection):
+    """The connection of a stream that is read outside of any block: what else its task does goes elsewhere."""
+
+    is_lone = True
+
+    def _enter_block(self) -> None:
+        """Let nobody join it."""
+
+
+def stream(
+    borrow: Callable[[], Connection], query: Query, values: Mapping[str, Any] | None
+) -> Rows:
+    """Give the rows of a query as they are needed, on the connection that `borrow` gives then."""
+    return Rows(RowStream(borrow, lambda connection: connection.open_cursor(query, values)))
+
+
 def joined(pool: ConnectionPool) -> Connection | None:
     """Give the connection that the current task has, if it has one and is to use it."""
     if pool.pinned is not None:
         return pool.pinned  # type: ignore[no-any-return]
     stack = pool.bound.get(current_task())
-    return stack[-1] if stack and not stack[-1].alone else None
+    return stack[-1] if stack else None

@@ -17,7 +17,6 @@ from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import NoRunningLoopError
 from loopsafe_db.queries import compile_text
 from loopsafe_db.sessions import SessionMaker
-from loopsafe_db.streams import BATCH, RowStream
 from loopsafe_db.transaction import Transaction
 from loopsafe_db.url import hidden, masked
 
@@ -213,17 +212,19 @@ class Database:
         async with self.connection() as connection:
             return await connection.execute_many(query, values, timeout=timeout)
 
-    async def iterate(
+    def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Record, None]:
-        """Give rows as they are needed, by a server-side cursor; holds a connection until it ends."""
-        async with (
-            self.connection() as connection,
-            RowStream(connection, query, values) as stream,
-        ):
-            while rows := await stream.fetch(BATCH):
-                for row in rows:
-                    yield row
+        """Give rows as they are needed, by a server-side cursor; holds a connection until all were fetched.
+
+        It may be left at any row. Inside a transaction it ends with that. Inside a block of `connection`, the first
+        thing that is done otherwise on its connection has the rest of the rows read into memory.
+        """
+        return connections.stream(self._stream_connection, query, values)
+
+    def _stream_connection(self) -> Connection:
+        pool = self._pool()
+        return connections.joined(pool) or connections.LoneConnection(pool)
 
     def connection(self) -> Connection:
         """Give a connection, to be checked out for the length of an ``async with``.

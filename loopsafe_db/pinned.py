@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,24 +92,28 @@ class PinnedConnection(Connection):
         self._driver.move(self._raw)
         return self._raw
 
-    async def run(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
-        """Run one operation in turn, so that its failure undoes nothing else."""
-        async with self._turn:
-            if self._transactions:
-                return await self._noted(operation(self._raw))
-            guard = await self._guarded()
-            try:
-                return await operation(self._raw)
-            except BaseException:
-                self._guard = None
-                await self._undo(guard)
-                raise
+    async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
+        """Run one operation so that its failure undoes nothing else."""
+        if self._transactions:
+            return await self._noted(operation(self._raw))
+        guard = await self._guarded()
+        try:
+            return await operation(self._raw)
+        except BaseException:
+            self._guard = None
+            await self._undo(guard)
+            raise
 
     async def ask(self, query: str) -> list[Record]:
         """Ask what needs no savepoint, for it changes nothing and cannot fail."""
         sql = compile_text(query, self._driver.traits.dialect).sql
         async with self._turn:
             return await self._driver.fetch_all(self._raw, sql, (), None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that has it: any loop may use it."""
+        return self._key.pid == os.getpid()
 
     @property
     def is_open(self) -> bool:
@@ -136,6 +141,7 @@ class PinnedConnection(Connection):
         """
         async with self._turn:
             if self._transactions[-1:] != [opened] and opened in self._transactions:
+                await self._make_way(opened)
                 self._transactions.remove(opened)
             else:
                 await super().commit(opened)
@@ -162,6 +168,8 @@ class PinnedConnection(Connection):
                     await self._undo(self._around)
         self._transactions.clear()
         self._marks.clear()
+        for one in list(self.streams):
+            one.cut(TransactionError("the rows were undone with everything else"))
         if self._entry is not None:
             self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
         self._around = self._guard = self._raw = self._sqlalchemy = None
@@ -205,6 +213,7 @@ class PinnedConnection(Connection):
         while self._marks and self._marks[-1].is_over:
             savepoint = self._marks.pop().savepoint
             if savepoint is not None:
+                await self._make_way(*self._transactions)  # cursors go with it
                 self._transactions.clear()
                 self._guard = None
                 await self._undo(savepoint)

@@ -1,29 +1,34 @@
-"""Rows that are fetched as they are needed, on a connection that is held meanwhile."""
+"""Rows that are fetched as they are needed, on a connection that is held meanwhile.
+
+A stream is left when nobody reads on, and Python says so late, or never: an async generator is closed by its loop some
+turns later, in another task. So nothing that a connection does waits for that. See decision 0005.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import greenlet_spawn
 
-from loopsafe_db._runtime.endings import ENDING_TIMEOUT
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
-from loopsafe_db.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import CursorResult
 
-    from loopsafe_db.connection import Connection
-    from loopsafe_db.queries import Query
+    from loopsafe_db.connection import Connection, OpenTransaction
+    from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
 
 BATCH = 500  # rows that are fetched at once
+MANY = 10 * BATCH  # and where all the rest is
+_log = logging.getLogger("loopsafe_db")
 
 
 class ClauseCursor:
@@ -44,56 +49,210 @@ class ClauseCursor:
 
 
 class RowStream:
-    """Rows as they are needed, for the length of an ``async with``.
+    """What one stream has open on its connection: a cursor, and outside a transaction one of its own.
 
-    No generator: one that is left half-way is closed by its loop's shutdown at any moment, before or after
-    what is around it.
+    Inside a transaction of the user's it lives in that, and ends with it. Outside, it has the connection to itself:
+    before anything else is done there, it steps aside: it reads the rest of its rows, and ends its transaction. So
+    whatever the user writes meanwhile is never a part of that. It has ended as soon as all its rows are here.
+
+    Attributes:
+        abandoned: Whether nobody can read it any more. Any thread may set it, at any moment.
+        within: The transaction that it ends with, if its reader is in one.
     """
 
     def __init__(
-        self, connection: Connection, query: Query, values: Mapping[str, Any] | None
+        self, borrow: Callable[[], Connection], open_cursor: Callable[[Connection], Any]
     ) -> None:
-        self._connection, self._query, self._values = connection, query, values
+        """Note what to read.
 
-    async def __aenter__(self) -> Self:
-        alone = not self._connection.in_transaction
+        Args:
+            borrow: Gives the connection, when the first row is asked for.
+            open_cursor: Begins to read on it, in its turn.
+        """
+        self._borrow, self._open_cursor = borrow, open_cursor
+        self._connection: Connection
+        self._cursor: DriverCursor | None = None
+        self._own: DriverTransaction | None = None
+        self._here: deque[Sequence[Record]] = deque()  # rows that were fetched, and not given
+        self._is_read = False  # whether all rows have come
+        self._error: Exception | None = None  # what its reader is to learn then
+        self.abandoned = False
+        self.within: OpenTransaction | None = None
+
+    async def rows(self) -> AsyncGenerator[Record, None]:
+        """Give the rows; whenever this is closed, only what is its own is ended."""
+        self._connection = self._borrow()
+        if self._connection.is_lone:
+            await self._connection.__aenter__()
         try:
-            return await self._open()
-        except Exception as error:
-            if not self._connection.drops_plans(error) or not alone:
-                raise
-        return await self._open()
+            await self._open()
+            while rows := await self._fetch():
+                for row in rows:
+                    yield row
+        finally:
+            await self._close()
 
-    async def _open(self) -> Self:
-        async with AsyncExitStack() as stack:
-            if not self._connection.in_transaction:  # a server-side cursor lives in one
-                options = TransactionOptions(deferred=True)
-                await stack.enter_async_context(Transaction(lambda: self._connection, options))
-                # What the task asks of the handle meanwhile is not undone with the reading.
-                self._connection.alone = True
-                stack.callback(self._rejoin)
-            self._cursor = await self._connection.open_cursor(self._query, self._values)
-            self._stack = stack.pop_all()
-        return self
+    # -- what the connection calls, in its turn
 
-    def _rejoin(self) -> None:
-        self._connection.alone = False
+    async def step_aside(self) -> None:
+        """Fetch the rest, for whoever reads it, and end."""
+        try:
+            while self._cursor and not self.abandoned:
+                rows = await self._cursor.fetch(MANY)
+                if not rows:
+                    break
+                self._here.append(rows)
+        except BaseException:
+            await self._undo()
+            raise
+        await self.end()
 
-    async def fetch(self, count: int) -> Sequence[Record]:
-        """Give the next `count` rows; fewer at the end, then none."""
-        return await self._connection.run(lambda _: self._cursor.fetch(count))
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def end(self) -> None:
+        """Let go of the cursor; keep what was done by it. Twice is fine."""
+        cursor, own = self._let_go_of_cursor()
+        if cursor is None:
+            return
         try:
             async with asyncio.timeout(ENDING_TIMEOUT):
-                await self._connection.run(lambda _: self._cursor.close())
-        except Exception:
-            if kind is None:
+                await cursor.close()
+            if own is not None:
+                await own.commit()
+        except BaseException:
+            if own is not None:
+                await or_give_up(own.rollback, ENDING_TIMEOUT, self._connection.give_up)
+            raise
+
+    def fail(self, error: Exception) -> None:
+        """Have its reader learn of an error, after the rows that are here."""
+        self._error = error
+        if self.abandoned:
+            _log.warning("a stream that was left could not be ended: %s", error)
+
+    def cut(self, error: Exception) -> None:
+        """Have its reader learn that no more rows come; what it had open is gone."""
+        self._let_go_of_cursor()
+        self._error = self._error or error
+
+    # -- below
+
+    async def _open(self) -> None:
+        connection = self._connection
+        alone = not connection.in_transaction
+        try:
+            await connection.run(self._begin, begins=True)
+        except Exception as error:
+            if not connection.drops_plans(error) or not alone:
                 raise
+            await connection.run(self._begin, begins=True)
+
+    async def _begin(self, _: object) -> None:
+        """Begin to read, in the connection's turn."""
+        connection = self._connection
+        self.within = connection.enclosing
+        if not connection.in_transaction:  # a server-side cursor lives in one
+            own = connection.driver_transaction(TransactionOptions(deferred=True))
+            await own.start()
+            self._own = own
+        try:
+            self._cursor = await self._open_cursor(connection)
+        except BaseException:
+            await self._undo()
+            raise
+        connection.streams.append(self)
+
+    @property
+    def _is_open(self) -> bool:
+        return self._cursor is not None
+
+    async def _fetch(self) -> Sequence[Record]:
+        if self._is_open:
+            await self._connection.read(self, self._fetch_here)
+            if self._is_read or not self._is_open:
+                await self._end_after_its_rows()
+        if self._here:
+            return self._here.popleft()
+        if self._error is not None:
+            raise self._error
+        return ()
+
+    async def _fetch_here(self) -> None:
+        """Fetch the next rows, in the connection's turn."""
+        assert self._cursor is not None
+        try:
+            rows = await self._cursor.fetch(BATCH)
+        except BaseException:
+            await self._undo()
+            raise
+        self._is_read = len(rows) < BATCH
+        if rows:
+            self._here.append(rows)
+
+    async def _end_after_its_rows(self) -> None:
+        try:
+            await self._close()
+        except Exception as error:  # noqa: BLE001 (the reader learns of it, after the rows)
+            self.fail(error)
+
+    async def _close(self) -> None:
+        connection = self._connection
+        try:
+            if self._cursor is not None and connection.is_here:
+                await connection.read(self, self.end)
         finally:
-            await self._stack.__aexit__(kind, error, trace)
+            if self._cursor is not None:  # closed in another loop, or a forked child
+                self.abandoned = True
+                if connection.is_lone:
+                    connection.give_up()
+            if connection.is_lone and connection.is_held:
+                await connection.__aexit__()
+
+    async def _undo(self) -> None:
+        """Let go of everything after a failure, whoever is cancelled."""
+        cursor, own = self._let_go_of_cursor()
+
+        async def undo() -> None:
+            if cursor is not None:
+                await cursor.close()
+            if own is not None:
+                await own.rollback()
+
+        if self._connection.is_here:
+            await or_give_up(undo, ENDING_TIMEOUT, self._connection.give_up)
+
+    def _let_go_of_cursor(self) -> tuple[DriverCursor | None, DriverTransaction | None]:
+        had = self._cursor, self._own
+        self._cursor = self._own = None
+        if self in self._connection.streams:
+            self._connection.streams.remove(self)
+        return had
+
+
+class Rows(AsyncGenerator[Record, None]):
+    """What ``iterate`` gives: an async generator that knows when nobody has it any more.
+
+    A generator cannot: its loop has it again before it can tell.
+    """
+
+    __slots__ = ("_rows", "_stream")
+
+    def __init__(self, stream: RowStream) -> None:
+        self._stream, self._rows = stream, stream.rows()
+
+    def __del__(self) -> None:
+        """Only note it: this runs at any moment, in any thread. The generator ends as its loop ends those."""
+        self._stream.abandoned = True
+
+    def __anext__(self) -> Any:
+        return self._rows.__anext__()
+
+    def asend(self, value: None) -> Any:
+        """Go on, as an async generator does."""
+        return self._rows.asend(value)
+
+    def athrow(self, *error: Any) -> Any:
+        """Raise something where it is, as an async generator does."""
+        return self._rows.athrow(*error)
+
+    def aclose(self) -> Any:
+        """End the stream now, whether all of it was read or not."""
+        return self._rows.aclose()

@@ -398,16 +398,18 @@ class AsyncpgTransaction(BaseTransaction):
 
 
 class AsyncpgCursor:
-    """A portal of the server; it goes with its transaction."""
+    """A portal of the server. It goes with its transaction, but keeps tables from being altered in that."""
 
-    def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
+    def __init__(self, raw: GuardedConnection, cursor: Any) -> None:
+        self._raw, self._cursor = raw, cursor
 
     async def fetch(self, count: int) -> Sequence[Record]:
         return await self._cursor.fetch(count)  # type: ignore[no-any-return]
 
     async def close(self) -> None:
-        pass
+        self._raw._check_open()  # noqa: SLF001
+        if self._raw.is_in_transaction():
+            await self._cursor._close_portal(None)  # noqa: SLF001
 
 
 class AsyncpgDriver:
@@ -507,7 +509,7 @@ class AsyncpgDriver:
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
     ) -> AsyncpgCursor:
         with _NO_LIMIT:
-            return AsyncpgCursor(await raw.cursor(sql, *args, record_class=AsyncpgRecord))
+            return AsyncpgCursor(raw, await raw.cursor(sql, *args, record_class=AsyncpgRecord))
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> Any:
         raw._check_open()  # noqa: SLF001
