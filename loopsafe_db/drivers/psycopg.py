@@ -634,7 +634,7 @@ def record_row(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Re
     return _record_maker(names, cursor._encoding)  # noqa: SLF001
 
 
-@lru_cache(512)
+@lru_cache(128)  # a row may have 1664 columns
 def _record_maker(
     names: tuple[bytes, ...], encoding: str
 ) -> Callable[[Sequence[Any]], TupleRecord]:

@@ -8,9 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.sql.dml import ValuesBase
 from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.util import LRUCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Engine
+
+_LONGEST = 64 << 10  # characters: a longer statement is hardly sent twice
+
+
+class _CompiledClauses(LRUCache[Any, Any]):
+    """SQLAlchemy's cache of an engine, which is bounded by their number, without those that are very long."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, compiled: Any) -> None:
+        if len(compiled.string) <= _LONGEST:
+            super().__setitem__(key, compiled)
+
+
+def forget_long_clauses(engine: Engine) -> None:
+    """Have an engine keep no compiled clause that is very long."""
+    before: Any = engine._compiled_cache  # noqa: SLF001
+    engine._compiled_cache = _CompiledClauses(before.capacity, size_alert=before.size_alert)  # noqa: SLF001
 
 
 def keyed(query: Any) -> Any:

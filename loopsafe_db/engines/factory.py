@@ -23,6 +23,7 @@ from loopsafe_db.drivers.url import (
     parse_url,
     refuse_control_characters,
 )
+from loopsafe_db.engines.clauses import forget_long_clauses
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.pinning import PinnedQueue, pin
@@ -204,6 +205,7 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
         **_json_functions(pool.options),
         isolation_level="AUTOCOMMIT" if pool.options.force_rollback and traits.autocommit else None,
     )
+    forget_long_clauses(engine.sync_engine)
     if pool.options.force_rollback:
         pin(engine, lambda: pool.pinned)
     else:

@@ -6,6 +6,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import make_url
 
 from loopsafe_db import Database
@@ -194,3 +195,21 @@ def test_texts_are_compiled_once_and_kept_within_a_budget() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 6 << 20
+
+
+async def test_long_clauses_are_not_kept(database: Database) -> None:
+    async def ask(number: int) -> None:
+        query = sa.text(f"SELECT '{number}{'x' * 100_000}'")
+        await database.fetch_val(query)
+        async with database.session() as session:
+            await session.execute(query)
+
+    await ask(0)
+    tracemalloc.start()
+    try:
+        for number in range(1, 200):
+            await ask(number)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 16 << 20  # sqlite3 keeps some itself
