@@ -8,6 +8,7 @@ import os
 import ssl
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -16,6 +17,7 @@ from sqlalchemy import JSON, event
 from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import LRUCache
 
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
 from loopsafe_db.drivers import libpq
@@ -24,6 +26,7 @@ from loopsafe_db.drivers.base import (
     ConnectOptions,
     DriverTraits,
     Owner,
+    Plans,
     TransactionOptions,
 )
 from loopsafe_db.errors import (
@@ -70,9 +73,9 @@ if TYPE_CHECKING:
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any: ...
         def _check_open(self) -> None: ...
         def _cancel_current_command(self, waiter: Any, *rest: Any) -> None: ...
-        async def _get_statement(
+        def _get_statement(
             self, query: str, timeout: float | None, **options: Any
-        ) -> Any: ...
+        ) -> Awaitable[Any]: ...
         async def set_type_codec(self, typename: str, **options: Any) -> None: ...
 else:
     BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
@@ -83,7 +86,8 @@ _REFUSED = (
     asyncpg.InvalidCatalogNameError,
 )
 _LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
-_OUTDATED = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+# What the server has not done, because of what was prepared: but for what asyncpg sends again by itself.
+_STALE = (*_LOST, asyncpg.InternalServerError)
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 _IDLE = ConnectionState.IDLE
@@ -116,21 +120,27 @@ class GuardedConnection(BaseConnection):
     __slots__ = (
         "guarded_answer",
         "guarded_codecs",
+        "guarded_forgotten",
+        "guarded_generation",
         "guarded_names",
-        "guarded_on_dropped_plans",
         "guarded_owner",
+        "guarded_plans",
         "guarded_transport",
     )
     guarded_answer: str
     guarded_codecs: set[str]
+    guarded_forgotten: int  # how often it has forgotten what it had prepared
+    guarded_generation: int  # of `Plans`, when it did so
     guarded_names: Iterator[str]
-    guarded_on_dropped_plans: Callable[[], None]
     guarded_owner: Owner
+    guarded_plans: Plans
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guarded_owner = Owner()
         self.guarded_codecs = set()
         self.guarded_names = libpq.unique_names()
+        self.guarded_plans = Plans()
+        self.guarded_forgotten = self.guarded_generation = 0
         super().__init__(*args, **kwargs)
         # None where the loop's own transport is used, which cannot move.
         self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
@@ -158,11 +168,40 @@ class GuardedConnection(BaseConnection):
         # asyncpg's is unique in its process only.
         return f"__asyncpg_{prefix}_{next(self.guarded_names)}__"
 
+    def _get_statement(
+        self,
+        query: str,
+        timeout: float | None,
+        *,
+        named: str | bool | None = False,
+        use_cache: bool = True,
+        **options: Any,
+    ) -> Awaitable[Any]:
+        # asyncpg prepares here, or finds what it has prepared.
+        self.guarded_catch_up()
+        if hash(query) in self.guarded_plans.shifting:
+            named, use_cache = named or "", False
+        return super()._get_statement(query, timeout, named=named, use_cache=use_cache, **options)
+
+    def guarded_catch_up(self) -> None:
+        """Forget what another connection has found to be outdated."""
+        if self.guarded_generation != self.guarded_plans.generation:
+            self.guarded_forget()
+
+    def guarded_forget(self, *, lost: bool = False) -> None:
+        """Forget what was prepared; the server is told in time, unless it has lost that."""
+        self.guarded_generation = self.guarded_plans.generation
+        self.guarded_forgotten += 1
+        if lost:
+            self._mark_stmts_as_closed()
+        else:
+            self._drop_local_statement_cache()
+
     def _drop_global_statement_cache(self) -> None:
         # asyncpg would tell the connections of its own pool. After an altered table it asks again, where it may.
-        self._drop_local_statement_cache()
-        if isinstance(sys.exception(), _OUTDATED):
-            self.guarded_on_dropped_plans()
+        error = sys.exception()
+        if error is None or not DRIVER.drops_plans(self, error):
+            self.guarded_forget()
 
     async def set_type_codec(self, typename: str, **options: Any) -> None:
         """Set a codec, and remember that it was set: `EngineDialect` leaves those of the user's alone."""
@@ -176,6 +215,8 @@ class GuardedConnection(BaseConnection):
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
         """Execute, and keep the answer: asyncpg's transactions do not look at it."""
         self.guarded_answer = await super().execute(query, *args, timeout=timeout)
+        if libpq.MAY_DISCARD.search(query):
+            self.guarded_forget()
         return self.guarded_answer
 
     def _check_open(self) -> None:
@@ -209,10 +250,26 @@ class UnpreparedConnection(GuardedConnection):
         this: Any = self
         this._server_caps = this._server_caps._replace(jit=False)  # noqa: SLF001
 
-    async def _get_statement(
+    def _get_statement(
         self, query: str, timeout: float | None, *, named: object = False, **options: Any
-    ) -> Any:
-        return await super()._get_statement(query, timeout, named="", **options)
+    ) -> Awaitable[Any]:
+        return super()._get_statement(query, timeout, named="", **options)
+
+
+class EngineStatements(LRUCache[str, Any]):
+    """SQLAlchemy's cache of what it has prepared on one connection, without what that has forgotten."""
+
+    def __init__(self, raw: GuardedConnection, size: int) -> None:
+        super().__init__(size)
+        self._raw, self._forgotten = raw, raw.guarded_forgotten
+
+    def __contains__(self, statement: object) -> bool:
+        raw = self._raw
+        raw.guarded_catch_up()
+        if self._forgotten != raw.guarded_forgotten:
+            self._forgotten = raw.guarded_forgotten
+            self.clear()
+        return hash(statement) not in raw.guarded_plans.shifting and super().__contains__(statement)
 
 
 class JsonValue:
@@ -258,7 +315,7 @@ class EngineDialect(PGDialect_asyncpg):
     @classmethod
     def engine_created(cls, engine: Any) -> None:
         """Have errors named, and COPY refused."""
-        event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+        event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
         event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def on_connect(self) -> Callable[[Any], Any]:
@@ -267,11 +324,22 @@ class EngineDialect(PGDialect_asyncpg):
 
         def connect(adapted: Any) -> None:
             # isinstance() takes any connection of asyncpg's for any other
-            if type(adapted.driver_connection) is UnpreparedConnection:
-                adapted._prepared_statement_cache = None  # noqa: SLF001
+            raw, known = adapted.driver_connection, adapted._prepared_statement_cache  # noqa: SLF001
+            unprepared = known is None or type(raw) is UnpreparedConnection
+            adapted._prepared_statement_cache = (  # noqa: SLF001
+                None if unprepared else EngineStatements(raw, known.capacity)
+            )
             prepare(adapted)
 
         return connect
+
+    def do_execute(
+        self, cursor: Any, statement: str, parameters: Any, context: Any | None = None
+    ) -> None:
+        """Execute; then forget what the server has forgotten."""
+        super().do_execute(cursor, statement, parameters, context)  # type: ignore[no-untyped-call]
+        if libpq.DISCARDS.match(statement):
+            cursor._connection.guarded_forget()  # noqa: SLF001
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, and read what the server answers."""
@@ -455,7 +523,8 @@ class AsyncpgDriver:
         except _FAILED as error:
             libpq.name_pgbouncer(error)
             raise ConnectError(options.target, str(error) or repr(error)) from error
-        raw.guarded_on_dropped_plans = options.on_dropped_plans
+        raw.guarded_plans = options.plans
+        raw.guarded_generation = options.plans.generation
         return raw
 
     async def fetch_all(
@@ -463,36 +532,31 @@ class AsyncpgDriver:
     ) -> list[Record]:
         try:
             return await _fetch(raw, sql, args, 0, timeout)
-        except _LOST as error:
-            libpq.name_pgbouncer(error)
-            raise
+        except _STALE as error:
+            await _prepare_anew(raw, error)
+        return await _fetch(raw, sql, args, 0, timeout)
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
         try:
             rows = await _fetch(raw, sql, args, 1, timeout)
-        except _LOST as error:
-            libpq.name_pgbouncer(error)
-            raise
+        except _STALE as error:
+            await _prepare_anew(raw, error)
+            rows = await _fetch(raw, sql, args, 1, timeout)
         return rows[0] if rows else None
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
-        with _limit(timeout):
-            if not args and self._is_script(sql):
+        if not args and self._is_script(sql):
+            with _limit(timeout):
                 return _affected(await raw.execute(sql, timeout=timeout))
-            raw._check_open()  # noqa: SLF001
-            # fetch() keeps the status to itself, and execute() the rows: both are wanted.
-            with raw._stmt_exclusive_section:  # noqa: SLF001
-                result, statement = await raw._Connection__execute(  # noqa: SLF001
-                    sql, args, 0, timeout, return_status=True
-                )
-        rows, status, _ = result
-        if rows:
-            return rows[0][0] if len(rows[0]) else None
-        return None if statement._get_attributes() else _affected((status or b"").decode())  # noqa: SLF001
+        try:
+            return await _execute(raw, sql, args, timeout)
+        except _STALE as error:
+            await _prepare_anew(raw, error)
+        return await _execute(raw, sql, args, timeout)
 
     def _is_script(self, sql: str) -> bool:
         """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""
@@ -501,15 +565,23 @@ class AsyncpgDriver:
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
     ) -> int | None:
-        with _limit(timeout):
-            await raw.executemany(sql, rows, timeout=timeout)
+        try:
+            with _limit(timeout):
+                await raw.executemany(sql, rows, timeout=timeout)
+        except _STALE as error:  # it is a transaction: nothing is done
+            await _prepare_anew(raw, error)
+            with _limit(timeout):
+                await raw.executemany(sql, rows, timeout=timeout)
         return None
 
     async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
     ) -> AsyncpgCursor:
-        with _NO_LIMIT:
+        try:
             return AsyncpgCursor(raw, await raw.cursor(sql, *args, record_class=AsyncpgRecord))
+        except _LOST as error:
+            await _prepare_anew(raw, error)
+            raise
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> Any:
         raw._check_open()  # noqa: SLF001
@@ -553,10 +625,17 @@ class AsyncpgDriver:
         await raw.close()
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
-        if not isinstance(error, _OUTDATED):
+        plans = raw.guarded_plans
+        outdated = isinstance(error, asyncpg.OutdatedSchemaCacheError)  # found in the answer
+        lost = libpq.is_lost(error)
+        if isinstance(error, asyncpg.InvalidCachedStatementError):
+            plans.shift(error.query)
+        elif outdated or libpq.is_of_a_dropped_type(error):
+            plans.outdate(str(error))
+        elif not lost:
             return False
-        raw._drop_local_statement_cache()  # noqa: SLF001 (asyncpg's cursors do not)
-        return True
+        raw.guarded_forget(lost=lost)
+        return not outdated
 
     def move(self, raw: GuardedConnection) -> None:
         raw.guarded_owner.move()
@@ -616,6 +695,40 @@ async def _connect(keywords: dict[str, Any], timeout: float) -> GuardedConnectio
     return raw
 
 
+async def _prepare_anew(raw: GuardedConnection, error: Any) -> None:
+    """Forget what was prepared, so that a statement can be sent again; if it cannot, raise `error` or what it means."""
+    if not DRIVER.drops_plans(raw, error):
+        raise error
+    if libpq.is_lost(error) and await _is_elsewhere(raw):
+        libpq.name_pgbouncer(error)
+    if raw.is_in_transaction():
+        raise error
+
+
+async def _is_elsewhere(raw: Any) -> bool:
+    """Tell whether another server answers than the one that was connected to, or whether that cannot be asked."""
+    if raw.is_in_transaction():
+        return True
+    backend = await raw.prepare(libpq.BACKEND, name="")
+    return bool(await backend.fetchval() != raw.get_server_pid())
+
+
+async def _execute(raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
+    raw._check_open()  # noqa: SLF001
+    # fetch() keeps the status to itself, and execute() the rows: both are wanted.
+    with _limit(timeout), raw._stmt_exclusive_section:  # noqa: SLF001
+        result, statement = await raw._Connection__execute(  # noqa: SLF001
+            sql, args, 0, timeout, return_status=True
+        )
+    rows, status, _ = result
+    if rows:
+        return rows[0][0] if len(rows[0]) else None
+    answer = (status or b"").decode()
+    if answer in libpq.DISCARDED:
+        raw.guarded_forget()
+    return None if statement._get_attributes() else _affected(answer)  # noqa: SLF001
+
+
 def _fetch(
     raw: Any, sql: str, args: Sequence[Any], limit: int, timeout: float | None
 ) -> Awaitable[list[Record]]:
@@ -633,7 +746,7 @@ async def _limited(rows: Awaitable[list[Record]], timeout: float) -> list[Record
 
 
 class _Limit:
-    """Names the error of a statement that took too long, or is lost. Not a generator: each query pays for it."""
+    """Names the error of a statement that took too long. Not a generator: each query pays for it."""
 
     __slots__ = ("_timeout",)
 
@@ -646,8 +759,6 @@ class _Limit:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TimeoutError) and self._timeout is not None:
             raise StatementTimeout(self._timeout) from error
-        if isinstance(error, _LOST):
-            libpq.name_pgbouncer(error)
 
 
 _NO_LIMIT = _Limit(None)

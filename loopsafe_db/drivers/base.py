@@ -25,6 +25,9 @@ def _never(_: BaseException) -> bool:
     return False
 
 
+_MET = 10_000  # reasons to forget something that are remembered
+
+
 @dataclass(frozen=True, slots=True)
 class DriverTraits:
     """What the core has to know of a driver.
@@ -87,6 +90,41 @@ class TransactionOptions:
     deferred: bool = False
 
 
+class Plans:
+    """What the connections of one pool know of statements that cannot stay prepared.
+
+    One whose rows had another shape once (its table was altered, or ``search_path`` leads to another table) may have a
+    third: it is not prepared under a name any more. What one connection has met makes all others of the pool forget
+    what they have prepared, before their next statement: an altered table is seldom that of one statement only.
+
+    Attributes:
+        generation: Counts how often there was something to forget.
+        shifting: Hashes of the statements that are not prepared under a name.
+    """
+
+    __slots__ = ("_met", "generation", "shifting")
+    generation: int
+    shifting: set[int]
+
+    def __init__(self) -> None:
+        self.generation, self.shifting = 0, set()
+        self._met: set[int] = set()
+
+    def shift(self, statement: str | bytes) -> None:
+        """Note that the rows of a statement have got another shape."""
+        self.outdate(statement)
+        self.shifting.add(hash(statement))
+
+    def outdate(self, reason: str | bytes) -> None:
+        """Have all connections forget what they have prepared; once for each reason: the second time that is not it."""
+        if hash(reason) not in self._met:
+            if len(self._met) >= _MET:
+                self._met.clear()
+                self.shifting.clear()
+            self._met.add(hash(reason))
+            self.generation += 1
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectOptions:
     """How one connection is opened.
@@ -95,13 +133,13 @@ class ConnectOptions:
         arguments: What `Driver.arguments` gave.
         target: Where to, for error texts; holds no secret.
         timeout: Seconds.
-        on_dropped_plans: For the driver to call when it has met an altered table, and got over it by itself.
+        plans: What all connections of the pool know of prepared statements.
     """
 
     arguments: Mapping[str, Any]
     target: str
     timeout: float
-    on_dropped_plans: Callable[[], None]
+    plans: Plans
 
 
 class Owner:
@@ -227,7 +265,7 @@ class Driver(Protocol):
         """Give the driver's own exception behind one of SQLAlchemy's."""
 
     def drops_plans(self, raw: Any, error: BaseException) -> bool:
-        """Tell whether a prepared statement met a table that was altered; forget what is prepared then."""
+        """Forget what was prepared, if it is outdated or gone; tell whether what failed may be sent again."""
 
     def move(self, raw: Any) -> None:
         """Make a connection usable in the running loop, where it was used in another before."""

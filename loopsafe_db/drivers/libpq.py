@@ -9,6 +9,8 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.util import await_only
+
 from loopsafe_db import lexer
 from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.url import known_query
@@ -16,9 +18,10 @@ from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerEr
 from loopsafe_db.options import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from sqlalchemy import URL
+    from sqlalchemy.engine import ExceptionContext
 
     from loopsafe_db.options import DatabaseOptions
 
@@ -57,6 +60,12 @@ _NAME_BYTES = 63  # PostgreSQL cuts the rest off
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # What both drivers call the statements that they prepare; users may have prepared others, and lost them.
 _PREPARED = re.compile("__asyncpg_|_pg3_")
+# What drops all that is prepared, at the beginning of a statement; and anywhere in a script, where it may be one.
+DISCARDS = re.compile(r"\s*(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
+MAY_DISCARD = re.compile(r"\b(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
+DISCARDED = ("DISCARD ALL", "DEALLOCATE ALL")  # what the server answers
+BACKEND = "SELECT pg_backend_pid()"
+_DROPPED_TYPE = "cache lookup failed for type"
 _UNSUPPORTED = re.compile("unsupported startup parameter", re.IGNORECASE)
 
 
@@ -200,15 +209,26 @@ def unique_names() -> Iterator[str]:
     return (f"{mine}_{number:x}" for number in itertools.count(1))
 
 
+def is_lost(error: BaseException) -> bool:
+    """Tell whether a statement that the driver has prepared is not there, or is there already."""
+    return getattr(error, "sqlstate", None) in ("26000", "42P05") and bool(
+        _PREPARED.search(str(error))
+    )
+
+
+def is_of_a_dropped_type(error: BaseException) -> bool:
+    """Tell whether a prepared statement has a type that was dropped since, and perhaps made anew."""
+    return getattr(error, "sqlstate", None) == "XX000" and _DROPPED_TYPE in str(error)
+
+
 def name_pgbouncer(error: BaseException) -> None:
     """Raise the driver's `error` as what it means, if it is one of those that a PgBouncer makes.
 
     Raises:
         PgBouncerError: A prepared statement is on another server, or a start-up parameter is refused.
     """
-    state, text = getattr(error, "sqlstate", None), str(error)
-    lost = state in ("26000", "42P05") and _PREPARED.search(text)
-    if lost or _UNSUPPORTED.search(text):
+    text = str(error)
+    if is_lost(error) or _UNSUPPORTED.search(text):
         raise PgBouncerError(text.strip().splitlines()[0]) from error
 
 
@@ -218,7 +238,19 @@ def refuse_engines_copy(_: Any, __: Any, statement: str, *___: Any) -> None:
         refuse_copy(lexer.statements(lexer.tokens(statement, "postgresql")), statement)
 
 
-def name_engines_pgbouncer(context: Any) -> None:
-    """Do so for SQLAlchemy: its event ``handle_error``."""
-    error = context.original_exception
-    name_pgbouncer(error.__cause__ or error)
+def name_engines_pgbouncer(
+    is_elsewhere: Callable[[Any], Awaitable[bool]], context: ExceptionContext
+) -> None:
+    """Do so for SQLAlchemy: its event ``handle_error``.
+
+    Args:
+        is_elsewhere: Tells of a driver's connection whether another server answers than the one that was connected to.
+        context: Of the event.
+    """
+    error = context.original_exception.__cause__ or context.original_exception
+    connection = context.connection
+    if is_lost(error) and connection is not None and not connection.closed:
+        raw = connection.connection.driver_connection
+        if not await_only(is_elsewhere(raw)):
+            return  # by DISCARD ALL or DEALLOCATE ALL
+    name_pgbouncer(error)

@@ -36,6 +36,7 @@ from loopsafe_db.drivers.base import (
     ConnectOptions,
     DriverTraits,
     Owner,
+    Plans,
     TransactionOptions,
 )
 from loopsafe_db.errors import (
@@ -77,7 +78,14 @@ _STATES = {
 }
 # What psycopg raises of its own, and of a text that cannot be encoded.
 _ANSWERS = (psycopg.Error, UnicodeError)
-_LOST = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+# What the server has not done, because of what was prepared.
+_STALE = (
+    errors.InvalidSqlStatementName,
+    errors.DuplicatePreparedStatement,
+    errors.FeatureNotSupported,
+    errors.InternalError_,
+)
+_DISCARDS = re.compile(libpq.DISCARDS.pattern.encode(), re.IGNORECASE)
 
 
 class ProactorLoopError(UnsupportedLoopError):
@@ -112,7 +120,7 @@ class EngineDialect(PGDialectAsync_psycopg):
     @classmethod
     def engine_created(cls, engine: Any) -> None:
         """Have errors named, and COPY refused."""
-        event.listen(engine, "handle_error", libpq.name_engines_pgbouncer)
+        event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
         event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def do_begin(self, dbapi_connection: Any) -> None:
@@ -161,19 +169,50 @@ class EngineDialect(PGDialectAsync_psycopg):
 registry.register("postgresql.loopsafe_psycopg", __name__, "TextDialect")
 
 
-class UniqueNames(PrepareManager):
-    """psycopg's register of prepared statements, with names that no other connection has."""
+class Prepared(PrepareManager):
+    """psycopg's register of what a connection has prepared, by names that no other connection has.
 
-    def __init__(self) -> None:
+    Attributes:
+        plans: What all connections of the pool know.
+        last: The statement that was sent last, if by its name; else None.
+    """
+
+    def __init__(self, plans: Plans) -> None:
         super().__init__()
+        self.plans, self._generation = plans, plans.generation
+        self.last: bytes | None = None
         self._unique = libpq.unique_names()
 
     def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:  # noqa: FBT001
         """Tell whether a query is prepared or should be, and under what name."""
-        state, name = super().get(query, prepare)
+        if self._generation != self.plans.generation:
+            self.forget()
+        state, name = Prepare.NO, b""
+        if hash(query.query) not in self.plans.shifting:
+            state, name = super().get(query, prepare)
         if state is Prepare.SHOULD:
             name = f"_pg3_{next(self._unique)}".encode()
+        if prepare is not False:  # as for what ends the transaction of what has failed
+            self.last = None if state is Prepare.NO else query.query
         return state, name
+
+    def maybe_add_to_cache(self, query: Any, prep: Prepare, name: bytes) -> Any:
+        """Have the answer looked at: psycopg looks at that of a statement which is new to it."""
+        if _DISCARDS.match(query.query):
+            return self.key(query)
+        return super().maybe_add_to_cache(query, prep, name)
+
+    def forget(self, *, lost: bool = False) -> None:
+        """Forget what was prepared; the server is told, unless it has lost that.
+
+        Not all at once, as psycopg does it after the next statement: that may be prepared by then.
+        """
+        self._generation = self.plans.generation
+        names = [] if lost else list(self._names.values())
+        self._names.clear()
+        self._counts.clear()
+        self._to_flush.clear()
+        self._to_flush.extend(names)
 
 
 class GuardedConnection(psycopg.AsyncConnection[Any]):
@@ -184,7 +223,6 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         engine_begins: Whether SQLAlchemy's engine is to begin transactions: not in its AUTOCOMMIT.
     """
 
-    guarded_on_dropped_plans: Callable[[], None]
     guarded_owner: Owner
     guarded_socket: SocketId
     ended: bool
@@ -194,7 +232,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._prepared = UniqueNames()
+        self._prepared: Prepared = Prepared(Plans())
         self.guarded_owner = Owner()
         self.guarded_socket = SocketId.of(self.pgconn.socket)
         self.ended, self.engine_begins = False, True
@@ -206,6 +244,17 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
 
     def __del__(self, *_: object) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
+
+    def keep_prepared(self, plans: Plans) -> None:
+        """Keep what is prepared as `plans` say."""
+        threshold = self.prepare_threshold
+        self._prepared = Prepared(plans)
+        self.prepare_threshold = threshold
+
+    @property
+    def prepared(self) -> Prepared:
+        """What is prepared on it."""
+        return self._prepared
 
     def move(self) -> None:
         """Let the running loop have it."""
@@ -453,7 +502,7 @@ class PsycopgDriver:
             reason = str(error).strip() or repr(error)
             kind = AuthenticationError if _REFUSED.search(reason) else ConnectError
             raise kind(options.target, reason) from error
-        raw.guarded_on_dropped_plans = options.on_dropped_plans
+        raw.keep_prepared(options.plans)
         return raw
 
     async def fetch_all(
@@ -482,20 +531,12 @@ class PsycopgDriver:
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
     ) -> int | None:
-        # Without it psycopg would commit what it had sent before a value that it cannot send.
-        transaction = PsycopgTransaction(raw, TransactionOptions())
         async with _bounded(timeout):
-            await transaction.start()
             try:
-                cursor = RecordCursor(raw)
-                await cursor.executemany(sql, rows)
-            except BaseException as error:
-                if not raw.closed and raw.guarded_owner.is_here:
-                    await transaction.rollback()
-                libpq.name_pgbouncer(error)
-                raise
-            await transaction.commit()
-        return _affected(cursor)
+                return await _execute_many(raw, sql, rows)
+            except _STALE as error:
+                await _prepare_anew(raw, error)
+            return await _execute_many(raw, sql, rows)
 
     async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
@@ -520,11 +561,18 @@ class PsycopgDriver:
         return isinstance(self.original(error), _ANSWERS) and not active
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
-        if not isinstance(error, errors.FeatureNotSupported) or (
-            error.diag.source_function != "RevalidateCachedQuery"
-        ):
+        prepared, lost = raw.prepared, libpq.is_lost(error)
+        if prepared.last is None:
             return False
-        raw._prepared.clear()  # noqa: SLF001 (the server's are dropped after the next statement)
+        if isinstance(error, errors.FeatureNotSupported) and (
+            error.diag.source_function == "RevalidateCachedQuery"
+        ):
+            prepared.plans.shift(prepared.last)
+        elif libpq.is_of_a_dropped_type(error):
+            prepared.plans.outdate(str(error))
+        elif not lost:
+            return False
+        prepared.forget(lost=lost)
         return True
 
     def move(self, raw: GuardedConnection) -> None:
@@ -651,17 +699,46 @@ async def _execute(
     async with _bounded(timeout):
         try:
             await cursor.execute(sql, args or None)
-        except _LOST as error:
-            libpq.name_pgbouncer(error)
-            raise
-        except errors.FeatureNotSupported as error:
-            if not DRIVER.drops_plans(raw, error):
-                raise
-            raw.guarded_on_dropped_plans()
-            if raw.pgconn.transaction_status != TransactionStatus.IDLE:
-                raise
+        except _STALE as error:
+            await _prepare_anew(raw, error)
             await cursor.execute(sql, args or None)
     return cursor
+
+
+async def _execute_many(
+    raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]]
+) -> int | None:
+    # Without a transaction psycopg would commit what it had sent before a value that it cannot send.
+    transaction, cursor = PsycopgTransaction(raw, TransactionOptions()), RecordCursor(raw)
+    await transaction.start()
+    try:
+        await cursor.executemany(sql, rows)
+    except BaseException:
+        if not raw.closed and raw.guarded_owner.is_here:
+            await transaction.rollback()
+        raise
+    await transaction.commit()
+    return _affected(cursor)
+
+
+async def _prepare_anew(raw: GuardedConnection, error: Exception) -> None:
+    """Forget what was prepared, so that a statement can be sent again; if it cannot, raise `error` or what it means."""
+    if not DRIVER.drops_plans(raw, error):
+        raise error
+    if libpq.is_lost(error) and await _is_elsewhere(raw):
+        libpq.name_pgbouncer(error)
+    if _is_aborted(raw):
+        raise error
+
+
+async def _is_elsewhere(raw: GuardedConnection) -> bool:
+    """Tell whether another server answers than the one that was connected to, or whether that cannot be asked."""
+    if _is_aborted(raw):
+        return True
+    cursor = RecordCursor(raw)
+    await cursor.execute(libpq.BACKEND, prepare=False)
+    backend = await cursor.fetchone()
+    return backend is None or backend[0] != raw.pgconn.backend_pid
 
 
 def _is_aborted(raw: GuardedConnection) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from loopsafe_db.drivers.base import ConnectOptions, Driver
+from loopsafe_db.drivers.base import ConnectOptions, Driver, Plans
 from loopsafe_db.drivers.discovery import find_driver
 from loopsafe_db.drivers.url import (
     connect_timeout,
@@ -118,7 +118,7 @@ def connect_options(options: DatabaseOptions) -> tuple[Driver, ConnectOptions]:
     driver = find_driver(options.url.drivername)
     find_scope(options.scope, driver.traits)
     target, timeout = describe_target(options.url), connect_timeout(options)
-    return driver, ConnectOptions(driver.arguments(options), target, timeout, _nobody_to_tell)
+    return driver, ConnectOptions(driver.arguments(options), target, timeout, Plans())
 
 
 def make_pool(options: DatabaseOptions) -> ConnectionPool:
@@ -131,7 +131,6 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
         scope = scope if driver.traits.loop_bound else PER_PROCESS
     pool = ConnectionPool(driver, options, scope)
     pool.only_one = only_one
-    connecting = replace(connecting, on_dropped_plans=pool.renew)
     pool.engine = _make_engine(pool, _opener(pool, connecting))
     queue: Any = pool.engine.sync_engine.pool
     pool.queue = queue
@@ -244,7 +243,3 @@ def _ends_in_order(context: ExceptionContext) -> bool:
     execution = context.execution_context
     ours = execution is not None and TIMED.keys() <= execution.execution_options.keys()
     return ours or hasattr(session, "_run_to_completion")
-
-
-def _nobody_to_tell() -> None:
-    """Be told of dropped plans, where nothing is connected yet."""

@@ -207,11 +207,8 @@ class ConnectionPool:
         return True
 
     def drops_plans(self, entry: PoolEntry, error: BaseException) -> bool:
-        """Tell whether a prepared statement met a table that was altered; other connections have such plans, too."""
-        if not self.driver.drops_plans(entry.raw, self.driver.original(error)):
-            return False
-        self.renew()
-        return True
+        """Tell whether what failed may be sent again: what was prepared is outdated or gone, and forgotten now."""
+        return self.driver.drops_plans(entry.raw, self.driver.original(error))
 
     def pin(self, pinned: Any) -> None:
         """Have everybody work on one connection."""
