@@ -103,6 +103,11 @@ class _SqliteCursor(sqlite3.Cursor):
     def executemany(self, sql: str, rows: Iterable[Any], /) -> Any:
         return super().executemany(sql, map(_without_dates, rows))
 
+    def close(self) -> None:
+        super().close()
+        connection: Any = self.connection
+        connection.forget(self)
+
 
 def _without_dates(args: Any) -> Any:
     """Give arguments, dates among them as text. What the program has registered for its dates goes before."""
@@ -147,6 +152,14 @@ class _SqliteConnection(sqlite3.Connection):
 
     def executemany(self, *args: Any) -> Any:
         return self.cursor().executemany(*args)
+
+    def forget(self, cursor: sqlite3.Cursor) -> None:
+        """Note that a cursor was closed."""
+        self._cursors.discard(cursor)
+
+    def is_read(self) -> bool:
+        """Tell whether rows are left that somebody has begun to read: their lock stays over a ROLLBACK."""
+        return any(cursor.description for cursor in list(self._cursors))
 
     def close_cursors(self) -> None:
         for cursor in list(self._cursors):
@@ -535,7 +548,7 @@ class AiosqliteDriver:
             return ConnectionState.BUSY
         if raw.in_transaction or raw.sqlite.has_begun:
             return ConnectionState.IN_TRANSACTION
-        return ConnectionState.IDLE
+        return ConnectionState.BUSY if raw.sqlite.is_read() else ConnectionState.IDLE
 
     def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
         return isinstance(self.original(error), _ANSWERS)

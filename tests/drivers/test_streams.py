@@ -275,6 +275,46 @@ async def test_the_handle_uses_the_connection_of_the_block_while_rows_are_read(
         await database.execute("DROP TABLE mine")
 
 
+async def stream(session: Any, query: Any) -> Any:
+    result = await session.stream(query)
+    await result.fetchone()
+    return result
+
+
+async def stream_scalars(session: Any, query: Any) -> Any:
+    rows = await session.stream_scalars(query)
+    async for _ in rows:
+        break
+    return rows
+
+
+async def read_in_parts(session: Any, query: Any) -> Any:
+    query = query.execution_options(yield_per=10)
+    return await session.run_sync(lambda sync: next(iter(sync.execute(query).partitions())))
+
+
+@pytest.mark.parametrize("read", [stream, stream_scalars, read_in_parts])
+@pytest.mark.parametrize("end", ["close", "commit"])
+async def test_a_session_that_is_left_with_a_half_read_result_comes_back_clean(
+    database: Database, witness: Database, read: Any, end: str
+) -> None:
+    handle = one(database)
+    async with handle.session() as session:
+        kept = await read(session, CLAUSE)
+        await getattr(session, end)()
+    for n in range(1, 3):
+        await witness.execute(INSERT, {"id": -n})
+        async with handle.session.begin() as session:
+            await session.execute(things.insert(), {"id": 3 * n})
+        async with handle.transaction():
+            await handle.execute(INSERT, {"id": 3 * n + 1})
+        await handle.execute(INSERT, {"id": 3 * n + 2})
+        assert await witness.fetch_val(COUNT) == 4 * n
+    del kept
+    assert handle.stats().opened == 1
+    await handle.disconnect()
+
+
 # -- inside transactions of the user's
 
 
