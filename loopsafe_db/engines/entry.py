@@ -39,6 +39,7 @@ class PoolEntry(_ConnectionRecord):
         taken_at: File and line where it was taken, if it is held for longer than one call.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
+        suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
     """
 
     raw: Any = None
@@ -49,6 +50,7 @@ class PoolEntry(_ConnectionRecord):
     taken_at: str = ""
     in_doubt: bool = False
     interrupted: bool = False
+    suspect: bool = False
     dbapi_connection: Any
     fairy_ref: Any
 
@@ -77,6 +79,7 @@ class PoolEntry(_ConnectionRecord):
             or self.dbapi_connection is None
             or lender.queue._invalidate_time > self.starttime  # noqa: SLF001
             or self._soft_invalidate_time > self.starttime
+            or self.suspect
         ):
             return False
         if self.home_ref() is not loop:
@@ -92,8 +95,11 @@ class PoolEntry(_ConnectionRecord):
     def get_connection(self) -> Any:
         """Give SQLAlchemy's connection, opening one if need be; this awaits, in a greenlet."""
         loop = asyncio.get_running_loop()
+        suspect, self.suspect = self.suspect, False
         ready = self.lend(loop)
-        if ready and self._lender.options.pool.pre_ping:
+        if ready and suspect:
+            ready = await_only(self._lender.takes_writes(self))
+        elif ready and self._lender.options.pool.pre_ping:
             ready = await_only(self._lender.answers(self))
         if self.dbapi_connection is not None and not ready:
             self.terminate()

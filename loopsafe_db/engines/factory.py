@@ -229,6 +229,7 @@ def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
     entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
     if not isinstance(error, asyncio.CancelledError):
         pool.drops_plans(entry, error)
+        entry.suspect = pool.refuses_writes(error)
         if isinstance(entry, PoolEntry) and not pool.returning.survives(entry, error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     elif isinstance(fairy, Proxy) and pool.driver.traits.settles and _ends_in_order(context):

@@ -36,8 +36,13 @@ if TYPE_CHECKING:
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.scopes import Scope
     from loopsafe_db.options import DatabaseOptions
+    from loopsafe_db.records import Record
 
 _log = logging.getLogger("loopsafe_db")
+_READ_ONLY = "25006"  # SQLSTATE
+# By itself, and not for what the user has said of a transaction or a session.
+_REFUSES_WRITES = """SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_settings WHERE
+name = 'default_transaction_read_only' AND setting = 'on' AND source NOT IN ('session', 'client'))"""
 _FORGOTTEN = "a connection was not given back before its event loop was closed"
 
 
@@ -116,6 +121,8 @@ class ConnectionPool:
         )
         self.returning = Returning(self)
         self.only_one = False
+        wanted = options.query.get("target_session_attrs")
+        self._wants_primary = wanted in ("read-write", "primary")
         self._may_leave = scope.movable and driver.traits.attaches
         self.bound: dict[asyncio.Task[Any], list[Any]] = {}
         self.pinned = None
@@ -198,13 +205,20 @@ class ConnectionPool:
 
     async def answers(self, entry: PoolEntry) -> bool:
         """Tell whether a connection works, by a query."""
-        timeout = self.options.timeouts.connect
-        try:
-            await self.driver.fetch_one(entry.raw, "SELECT 1", (), timeout)
-        except Exception as error:  # noqa: BLE001 (whatever it is, another one is opened)
-            _log.info("a connection did not answer, and is replaced: %s", error)
-            return False
-        return True
+        return await self._ask_server(entry, "SELECT 1") is not None
+
+    async def takes_writes(self, entry: PoolEntry) -> bool:
+        """Tell whether the server takes writes; if it does not, have each connection that is open now replaced."""
+        row = await self._ask_server(entry, _REFUSES_WRITES)
+        if row is not None and row[0]:
+            _log.warning("a server takes no writes any more: connections are replaced")
+            self.renew()
+        return row is not None and not row[0]
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Tell whether a server that was to take writes has refused one: it may not be the primary any more."""
+        sqlstate = getattr(self.driver.original(error), "sqlstate", None)
+        return sqlstate == _READ_ONLY and self._wants_primary
 
     def drops_plans(self, entry: PoolEntry, error: BaseException) -> bool:
         """Tell whether what failed may be sent again: what was prepared is outdated or gone, and forgotten now."""
@@ -306,6 +320,15 @@ class ConnectionPool:
         self._retire_stats()
 
     # -- below
+
+    async def _ask_server(self, entry: PoolEntry, query: str) -> Record | None:
+        """Give the first row of a query; None if there is no answer."""
+        timeout = self.options.timeouts.connect
+        try:
+            return await self.driver.fetch_one(entry.raw, query, (), timeout)
+        except Exception as error:  # noqa: BLE001 (whatever it is, another one is opened)
+            _log.info("a connection did not answer, and is replaced: %s", error)
+            return None
 
     def _entry(self, item: PoolEntry | Slot | None) -> PoolEntry | None:
         if item is not Slot.OPEN:

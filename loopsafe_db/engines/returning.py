@@ -41,6 +41,7 @@ class Returning:
 
     def note_error(self, entry: PoolEntry, error: BaseException) -> None:
         """End a connection unless `survives` the error of an operation on it."""
+        entry.suspect |= self._pool.refuses_writes(error)
         if not self.survives(entry, error):
             entry.terminate()
 
