@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.engines.factory import connect_options, make_pool
+from loopsafe_db.engines.listeners import hand_on
 from loopsafe_db.engines.stats import PoolStats
 from loopsafe_db.pinned import PinnedConnection
 
@@ -75,7 +76,9 @@ class Configuration:
         return self.replicas[next(self._turns) % len(self.replicas)]
 
     def _make_pool(self) -> Resource:
-        pool = make_pool(self.options)
+        pool, inherited = make_pool(self.options), self.pool
+        if inherited is not None:
+            hand_on(inherited.engine, inherited.own_listeners, pool.engine)
         if self.options.force_rollback:
             pool.pin(PinnedConnection(pool))
         return Resource(pool, pool.close, pool.terminate, pool.sockets)

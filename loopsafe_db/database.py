@@ -101,7 +101,8 @@ class Database:
     def engine(self) -> AsyncEngine:
         """SQLAlchemy's engine, on the same connections; works in every loop.
 
-        It may be kept: it works on what the handle works on when it is used.
+        It may be kept: it works on what the handle works on when it is used. What listens to the events of its
+        ``sync_engine`` does so in children that are forked later, too.
         """
         return HandleEngine(self)
 

@@ -26,6 +26,7 @@ from loopsafe_db.drivers.url import (
 from loopsafe_db.engines.clauses import forget_long_clauses
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
+from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
 from loopsafe_db.engines.returning import mark_doubt
@@ -134,6 +135,7 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     pool.engine = _make_engine(pool, _opener(pool, connecting))
     queue: Any = pool.engine.sync_engine.pool
     pool.queue = queue
+    pool.own_listeners = listeners_of(pool.engine)
     return pool
 
 

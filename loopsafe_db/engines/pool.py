@@ -93,9 +93,11 @@ class ConnectionPool:
         ticking: The loops that look for what they have not used for long.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections; set by the factory.
+        own_listeners: What we have it call; all others are the program's.
     """
 
     engine: AsyncEngine
+    own_listeners: frozenset[int]
     queue: SharedQueue
     key: LoopKey
     driver: Driver

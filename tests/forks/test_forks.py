@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import StatementError
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database
@@ -163,6 +163,45 @@ def test_an_engine_kept_over_a_fork_connects_anew_in_the_child(postgres_url: str
         leave(ask_in_child, database)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert asyncio.run(ask_engine(kept)) == pid
+
+
+def test_what_listens_to_an_engine_is_called_in_a_child_and_its_child(database: Database) -> None:
+    heard: list[str] = []
+    engine = database.engine.sync_engine
+    for target, name in (
+        (engine, "connect"),
+        (engine, "checkout"),
+        (engine, "begin"),
+        (engine, "before_cursor_execute"),
+        (engine, "handle_error"),
+        (engine.dialect, "do_execute_no_params"),
+    ):
+        event.listen(target, name, lambda *_, name=name: heard.append(name))
+
+    async def use() -> list[str]:
+        heard.clear()
+        async with database.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            with pytest.raises(DBAPIError):
+                await connection.execute(text("SELECT no_such_column"))
+        return sorted(heard)
+
+    def use_in_child(_: Database) -> None:
+        assert asyncio.run(use()) == expected
+        child = os.fork()
+        if child == 0:
+            leave(use_in_its_child, database)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def use_in_its_child(_: Database) -> None:
+        assert asyncio.run(use()) == expected
+
+    expected = asyncio.run(use())
+    assert expected.count("connect") == 1
+    child = os.fork()
+    if child == 0:
+        leave(use_in_child, database)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
