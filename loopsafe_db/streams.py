@@ -76,7 +76,7 @@ class RowStream:
         self._here: deque[Sequence[Record]] = deque()  # rows that were fetched, and not given
         self._is_read = False  # whether all rows have come
         self._error: Exception | None = None  # what its reader is to learn then
-        self.abandoned = False
+        self.abandoned: bool = False
         self.within: OpenTransaction | None = None
 
     async def rows(self) -> AsyncGenerator[Record, None]:
@@ -221,7 +221,7 @@ class RowStream:
 
     def _let_go_of_cursor(self) -> tuple[DriverCursor | None, DriverTransaction | None]:
         had = self._cursor, self._own
-        self._cursor = self._own = None
+        self._cursor, self._own = None, None
         if self in self._connection.streams:
             self._connection.streams.remove(self)
         return had
@@ -234,6 +234,8 @@ class Rows(AsyncGenerator[Record, None]):
     """
 
     __slots__ = ("_rows", "_stream")
+    _stream: RowStream
+    _rows: AsyncGenerator[Record, None]
 
     def __init__(self, stream: RowStream) -> None:
         self._stream, self._rows = stream, stream.rows()

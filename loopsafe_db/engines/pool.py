@@ -121,7 +121,7 @@ class ConnectionPool:
             ask=self._ask,
             evict=self._make_room,
         )
-        self.returning = Returning(self)
+        self.returning: Returning = Returning(self)
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")
