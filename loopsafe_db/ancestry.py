@@ -30,4 +30,9 @@ class Block:
         return self in _blocks.get()
 
 
+def is_inside_any() -> bool:
+    """Tell whether the running code is, or was, inside of any block: the first question, for it is cheap."""
+    return bool(_blocks.get())
+
+
 _blocks: ContextVar[frozenset[Block]] = ContextVar("loopsafe_db blocks", default=frozenset())

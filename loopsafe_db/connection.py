@@ -14,7 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
-from loopsafe_db.ancestry import Block
+from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.holders import caller, describe
@@ -22,6 +22,7 @@ from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
     ForeignLoopError,
     ForeignTaskError,
+    ForeignTransactionError,
     QueryError,
     ReleasedError,
     StatementTimeout,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from typing import Self
 
+    from loopsafe_db._runtime.keys import LoopKey
     from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
@@ -87,8 +89,17 @@ class OpenTransaction:
         return describe(self._task, self._since, self.begun_at)
 
     def surrounds(self) -> bool:
-        """Tell whether the running task is inside of it, so that what it begins is nested."""
-        return asyncio.current_task() is self._task or self.block.surrounds
+        """Tell whether the running task is inside of it, so that what it does belongs to it.
+
+        What a task has begun that is over, as that of ``asyncio.wait_for(transaction.start(), …)``, is anybody's.
+        """
+        task = self._task
+        return asyncio.current_task() is task or self.block.surrounds or task is None or task.done()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the running task was started inside of it, by a task that is still at it."""
+        return self.block.surrounds and self._task is not None and not self._task.done()
 
 
 class Connection:
@@ -116,6 +127,7 @@ class Connection:
         self._block = Block()
         self._turn: Turn = asyncio.Lock()
         self._sharers: set[asyncio.Task[Any]] = set()
+        self._guests: list[asyncio.Task[Any]] = []  # others that are inside of its block
         self._transactions: list[OpenTransaction] = []
         self._outermost = TransactionOptions()
         self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
@@ -129,6 +141,8 @@ class Connection:
         if self._depth:
             self._check()
             self._depth += 1
+            if self.is_guest:
+                self._guests.append(current_task())
             return self
         self._depth = 1
         try:
@@ -143,6 +157,18 @@ class Connection:
         self._depth -= 1
         if not self._depth:
             await self._release()
+        elif (task := current_task()) in self._guests:
+            self._guests.remove(task)
+        elif self._depth == len(self._guests):
+            self._pass_on(self._guests[0])
+
+    def _pass_on(self, heir: asyncio.Task[Any]) -> None:
+        """Let a task have it that is still inside, where its owner has left."""
+        if self._owner is not None:
+            self._unbind(self._owner)
+        self._owner = heir
+        self._guests = [task for task in self._guests if task is not heir]
+        self._bind(heir)
 
     @property
     def is_held(self) -> bool:
@@ -280,12 +306,7 @@ class Connection:
             TransactionError: `options` belong to an outermost transaction, or the stranger's took too long.
         """
         self._check()
-        opened = await self._begin_within(options, self._pool.options.timeouts.acquire)
-        if opened is None:
-            raise TransactionError(
-                f"a transaction of another task has been open on {self!r} for too long"
-            )
-        return opened
+        return await self._in_turn(lambda: self._begin(options), nests=True)
 
     async def commit(self, opened: OpenTransaction) -> None:
         """Commit the innermost transaction.
@@ -400,21 +421,42 @@ class Connection:
                 returning.release_nowait(entry)
             raise
 
-    async def _begin_within(
-        self, options: TransactionOptions, patience: float
-    ) -> OpenTransaction | None:
-        """Begin as soon as no stranger's transaction is open; None after `patience` seconds."""
-        give_up = time.monotonic() + patience
-        entry = self._entry
+    async def _in_turn(self, work: Callable[[], Awaitable[T]], *, nests: bool = False) -> T:
+        """Work as soon as it is this task's turn, and no stranger's transaction is open: the work would be in that.
+
+        Args:
+            work: What is done then.
+            nests: Whether it begins a transaction.
+        """
+        entry, give_up = self._entry, 0.0
         while True:
             async with self._turn:
                 self._check_still_held(entry)
-                if not self._transactions or self._transactions[-1].surrounds():
-                    await self._make_way()
-                    return await self._begin(options)
-            if time.monotonic() > give_up:
-                return None
+                if self._is_welcome(nests=nests) or self._is_urgent(give_up):
+                    if self.streams:
+                        await self._make_way()
+                    return await work()
+            give_up = give_up or time.monotonic() + self._patience
             await asyncio.sleep(STRANGER_DELAY)
+
+    @property
+    def _patience(self) -> float:
+        return self._pool.options.timeouts.acquire
+
+    def _is_welcome(self, *, nests: bool) -> bool:
+        """Tell whether what the running task does now is in no transaction but its own."""
+        if not self._transactions or self._transactions[-1].surrounds():
+            return True
+        return not nests and asyncio.current_task() in self._sharers
+
+    def _is_urgent(self, give_up: float) -> bool:
+        """Tell whether to go on all the same, or give up, after `give_up`."""
+        if not give_up or time.monotonic() < give_up:
+            return False
+        raise TransactionError(
+            f"a transaction of another task has been open on {self!r} for too long: "
+            f"{self._transactions[-1].holder}"
+        )
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         """Begin, in this task's turn."""
@@ -452,7 +494,7 @@ class Connection:
         if self._entry is None:
             raise ReleasedError(repr(self), self._taken_at)
         if task is not self._owner and task not in self._sharers:
-            if self._block.surrounds:
+            if self._block.surrounds or self.transaction_of_caller is not None:
                 return
             owner = "" if self._owner is None else self._owner.get_name()
             raise ForeignTaskError(repr(self), owner, task.get_name(), self._taken_at)
@@ -531,6 +573,22 @@ class Connection:
         """Whether a transaction is open."""
         return bool(self._transactions)
 
+    @property
+    def transaction_of_caller(self) -> OpenTransaction | None:
+        """The transaction here that the running task was started inside of, by a task that is still at it."""
+        return next((opened for opened in list(self._transactions) if opened.is_inherited), None)
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether the running task is none of those that the connection was taken by, or shared with."""
+        task = asyncio.current_task()
+        return task is not self._owner and task not in self._sharers
+
+    @property
+    def key(self) -> LoopKey:
+        """The process and the loop that it was taken in."""
+        return self._key
+
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout
 
@@ -544,12 +602,7 @@ class Connection:
         Raises:
             ReleasedError: The block of the connection has ended before it was this task's turn.
         """
-        entry = self._entry
-        async with self._turn:
-            self._check_still_held(entry)
-            if self.streams:
-                await self._make_way()
-            return await self._do(operation, begins=begins)
+        return await self._in_turn(lambda: self._do(operation, begins=begins))
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         return await self._noted((self._settled if begins else self._await)(operation(self._raw)))
@@ -770,4 +823,21 @@ def joined(pool: ConnectionPool) -> Connection | None:
     if pool.pinned is not None:
         return pool.pinned  # type: ignore[no-any-return]
     stack = pool.bound.get(current_task())
-    return stack[-1] if stack else None
+    return stack[-1] if stack else inherited(pool)
+
+
+def inherited(pool: ConnectionPool) -> Connection | None:
+    """Give the connection with the transaction that the running task was started inside of, if there is one.
+
+    Raises:
+        ForeignTransactionError: It is in another loop.
+    """
+    if not is_inside_any():
+        return None
+    for connection in [one for stack in list(pool.bound.values()) for one in stack]:
+        opened = connection.transaction_of_caller
+        if opened is not None:
+            if connection.key != current_key():
+                raise ForeignTransactionError("a call in another event loop", opened.holder)
+            return connection  # type: ignore[no-any-return]
+    return None

@@ -14,7 +14,7 @@ from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db.configuration import Configuration, Overrides
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.factory import make_options
-from loopsafe_db.errors import NoRunningLoopError
+from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
 from loopsafe_db.queries import compile_text
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.transaction import Transaction
@@ -53,7 +53,8 @@ class Database:
     the pool of the process that it is made in, and a connection that works in the loop that it is made in.
     Nothing has to be opened or closed: the first use connects.
 
-    A call joins the transaction that its asyncio task has open; otherwise it uses a connection of its own.
+    A call joins the transaction that its asyncio task has open, or was started inside of; otherwise it uses a
+    connection of its own.
     A query is text with ``:name`` parameters, or any SQLAlchemy Core clause. `timeout` is in seconds, None
     takes ``timeouts.statement``.
     """
@@ -230,7 +231,8 @@ class Database:
     def connection(self) -> Connection:
         """Give a connection, to be checked out for the length of an ``async with``.
 
-        What this asyncio task asks of the handle inside the block goes over it. A task has one connection at a time:
+        What this asyncio task asks of the handle inside the block goes over it; tasks that are started there have
+        connections of their own, outside of a transaction. A task has one connection at a time:
         inside of such a block, or of a transaction, this gives that block's, which may be handed to tasks that are
         started there.
         """
@@ -247,8 +249,9 @@ class Database:
     ) -> Transaction:
         """Run a block in a transaction, or in a savepoint if this task has one open.
 
-        Bound to the asyncio task: every call on this handle in the same task joins it. In tasks started inside
-        the handle's calls have connections of their own: hand such a task ``transaction.connection``.
+        Every call on this handle joins it that is made in the same asyncio task, or in one that is started inside
+        (`asyncio.wait_for`, `asyncio.gather`, a `TaskGroup`): these take turns, and none outlives it there. A task
+        that is to be beside it is started with ``context=contextvars.Context()``.
 
         Args:
             isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, or None for the server's.
@@ -274,9 +277,10 @@ class Database:
     def session(self) -> SessionMaker:
         """SQLAlchemy's sessions: ``async with db.session() as session``, ``async with db.session.begin() as session``.
 
-        Inside `transaction` a session joins it; what the handle is asked beside a session does not join that.
+        Inside `transaction` a session of the same task joins it; what the handle is asked beside a session does not
+        join that.
         """
-        return SessionMaker(lambda: self.engine, self._joined_transaction)
+        return SessionMaker(lambda: self.engine, self._transaction_of_session)
 
     def stats(self) -> PoolStats:
         """Give the figures of this handle's pool in this process."""
@@ -292,6 +296,20 @@ class Database:
         connection = connections.joined(pool)
         return connection if connection is not None and connection.in_transaction else None
 
+    def _transaction_of_session(self) -> Connection | None:
+        """Give what a session joins.
+
+        Raises:
+            ForeignTransactionError: It is another task's, which may have a session there, too: they take no turns.
+        """
+        connection = self._joined_transaction()
+        if connection is not None and connection.is_guest:
+            opened = connection.transaction_of_caller
+            raise ForeignTransactionError(
+                "a session", opened.holder if opened else repr(connection)
+            )
+        return connection
+
     def _in_transaction(self) -> bool:
         if self._options.force_rollback:
             return True
@@ -305,7 +323,10 @@ class Database:
         pool = self._pool()
         if not pool.direct:
             return None
-        return pool if not pool.bound or asyncio.current_task() not in pool.bound else None
+        if not pool.bound:
+            return pool
+        has_one = asyncio.current_task() in pool.bound or connections.inherited(pool) is not None
+        return None if has_one else pool
 
 
 class HandleEngine(AsyncEngine):

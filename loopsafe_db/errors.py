@@ -11,7 +11,8 @@
     │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
-    │   │   └── TransactionAborted LDB109  the server rolled back what was to be committed
+    │   │   ├── TransactionAborted LDB109  the server rolled back what was to be committed
+    │   │   └── ForeignTransactionError LDB112  asked inside a transaction that cannot be joined from there
     │   ├── QueryError            LDB108   a query and its values do not fit together
     │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
     │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
@@ -116,7 +117,7 @@ class ForeignTaskError(MisuseError):
 
     code = "LDB102"
     hint = (
-        "use the Database handle in each task (it gives each a connection of its own), or start the task "
+        "use the Database handle in each task (it finds each its connection), or start the task "
         "inside the connection's block; another can say `async with connection.share():`"
     )
     what: str
@@ -224,6 +225,37 @@ class TransactionAborted(TransactionError):
         self, reason: str = "the server rolled this transaction back, and did not commit it"
     ) -> None:
         super().__init__(reason)
+
+
+class ForeignTransactionError(TransactionError):
+    """Something was asked of a handle inside a transaction of it, from where it could not be part of that.
+
+    A thread that has inherited the context of the transaction (`asyncio.to_thread` hands it on) has a loop of its own;
+    a session works in the task that began the transaction.
+
+    Attributes:
+        what: What was asked for.
+        holder: The task that began the transaction, and for how long it has been open.
+    """
+
+    code = "LDB112"
+    hint = (
+        "do it in the transaction's own task (a time limit is `async with asyncio.timeout(5):`), or after its block; "
+        "to have it beside the transaction, start it without the context: `asyncio.create_task(..., "
+        "context=contextvars.Context())`, or `loop.run_in_executor(None, ...)` for a thread"
+    )
+    what: str
+    holder: str
+
+    def __init__(self, what: str, holder: str) -> None:
+        super().__init__(what, holder)
+        self.what, self.holder = what, holder
+
+    def describe(self) -> str:
+        return (
+            f"{self.what} would not be part of the transaction that it is started inside of, and that "
+            f"{self.holder} has begun"
+        )
 
 
 class QueryError(MisuseError):

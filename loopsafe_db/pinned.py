@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,14 +126,6 @@ class PinnedConnection(Connection):
         """What an operation holds while it runs."""
         return self._lease
 
-    async def begin(self, options: TransactionOptions) -> OpenTransaction:
-        """Begin a savepoint; a stranger's that is open for long has this one inside of it."""
-        opened = await self._begin_within(options, STRANGER_PATIENCE)
-        if opened is None:
-            async with self._turn:
-                opened = await self._begin(options)
-        return opened
-
     async def commit(self, opened: OpenTransaction) -> None:
         """Release a savepoint. One with others inside just stays: sessions may end in any order.
 
@@ -229,6 +222,19 @@ class PinnedConnection(Connection):
 
     def _check_still_held(self, entry: PoolEntry | None) -> None:
         """Refuse nobody: it is never given back."""
+
+    @property
+    def _patience(self) -> float:
+        return STRANGER_PATIENCE
+
+    def _is_welcome(self, *, nests: bool) -> bool:
+        if super()._is_welcome(nests=nests):
+            return True
+        # An unrelated task's statement is in whatever is open.
+        return not nests and not any(opened.surrounds() for opened in self._transactions)
+
+    def _is_urgent(self, give_up: float) -> bool:
+        return bool(give_up) and time.monotonic() > give_up
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         if not self._transactions:  # its options can only be those of the transaction around it

@@ -49,6 +49,7 @@ class SessionMaker:
 
         Raises:
             NoRunningLoopError: No loop runs in this thread.
+            ForeignTransactionError: The task was started inside of another's transaction, and cannot join it.
         """
         options.setdefault("expire_on_commit", False)
         if "bind" not in options:

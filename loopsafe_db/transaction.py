@@ -47,7 +47,9 @@ class Transaction:
         return self.start().__await__()
 
     async def __aenter__(self) -> Self:
-        return await self.start()
+        connection = self._borrow()
+        # A task that was started inside of the block of another may be at it for longer than that.
+        return await self._start(connection, holds=not connection.is_held or connection.is_guest)
 
     async def __aexit__(
         self,
@@ -83,10 +85,13 @@ class Transaction:
 
     async def start(self) -> Self:
         """Begin it; as ``await`` on it does."""
+        connection = self._borrow()
+        return await self._start(connection, holds=not connection.is_held)
+
+    async def _start(self, connection: Connection, *, holds: bool) -> Self:
         if self._state == "open":
             raise TransactionError("this transaction is open; make another for one inside it")
-        connection = self._borrow()
-        self._holds = not connection.is_held  # else whoever does gives it back
+        self._holds = holds  # else whoever does gives it back
         if self._holds:
             await connection.__aenter__()
         try:

@@ -17,6 +17,7 @@ The user must be allowed to create tables. The tests run loops of their own, and
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import os
 import pickle
@@ -347,14 +348,18 @@ class DriverConformance:
 
         asyncio.run(main())
 
-    def test_a_transaction_belongs_to_its_task(self, database: Database, things: sa.Table) -> None:
+    def test_a_transaction_belongs_to_its_task_and_those_that_it_starts(
+        self, database: Database, things: sa.Table
+    ) -> None:
         async def main() -> None:
             async with database.transaction() as transaction:
                 connection = transaction.connection
                 await database.execute(things.insert().values(id=1))
-                assert await asyncio.create_task(count(database, things)) == 0
+                assert await asyncio.create_task(count(database, things)) == 1
                 handed = connection.fetch_val(f"SELECT count(*) FROM {things.name}")
                 assert await asyncio.create_task(handed) == 1
+                beside = asyncio.create_task(count(database, things), context=contextvars.Context())
+                assert await beside == 0
 
         asyncio.run(main())
 

@@ -60,7 +60,7 @@ async def test_children_work_in_the_transaction_of_the_connection_they_are_hande
         reads = (connection.fetch_all("SELECT * FROM things") for _ in range(5))
         await asyncio.gather(*writes, *reads)
         assert await database.fetch_val(COUNT) == 5
-        assert await asyncio.create_task(database.fetch_val(COUNT)) == 0
+        assert await asyncio.create_task(database.fetch_val(COUNT)) == 5
     assert await database.fetch_val(COUNT) == 0
 
 
