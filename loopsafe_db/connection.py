@@ -468,10 +468,13 @@ class Connection:
             )
         else:
             options = TransactionOptions()
-        opened = OpenTransaction(self._driver.transaction(self._raw, options))
+        opened = OpenTransaction(self._make_transaction(options))
         await self._settled(opened.transaction.start())
         self._transactions.append(opened)
         return opened
+
+    def _make_transaction(self, options: TransactionOptions) -> DriverTransaction:
+        return self._driver.transaction(self._raw, options)
 
     def _bind(self, task: asyncio.Task[Any]) -> None:
         self._pool.bound.setdefault(task, []).append(self)

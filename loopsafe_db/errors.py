@@ -12,7 +12,8 @@
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
     │   │   ├── TransactionAborted LDB109  the server rolled back what was to be committed
-    │   │   └── ForeignTransactionError LDB112  asked inside a transaction that cannot be joined from there
+    │   │   ├── ForeignTransactionError LDB112  asked inside a transaction that cannot be joined from there
+    │   │   └── NotUndoableError  LDB113   a COMMIT or the like where all is undone in the end
     │   ├── QueryError            LDB108   a query and its values do not fit together
     │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
     │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
@@ -256,6 +257,27 @@ class ForeignTransactionError(TransactionError):
             f"{self.what} would not be part of the transaction that it is started inside of, and that "
             f"{self.holder} has begun"
         )
+
+
+class NotUndoableError(TransactionError):
+    """A text would commit, or end, the transaction that undoes everything: under ``force_rollback``, or in a test.
+
+    Attributes:
+        text: Its beginning.
+    """
+
+    code = "LDB113"
+    hint = (
+        "use `async with db.transaction()` and savepoints inside it, which are undone with the rest; what has to "
+        "commit in a test, or is MySQL's DDL, needs real commits: the fixture loopsafe_db_committed"
+    )
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def describe(self) -> str:
+        return f"all that is done here is undone in the end, and this would commit or end it: {self.text}"
 
 
 class QueryError(MisuseError):

@@ -9,23 +9,32 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
+from loopsafe_db.commit_semantics import (
+    ReadOnlyTransaction,
+    can_defer,
+    check_deferred,
+    refuse_stricter,
+)
 from loopsafe_db.connection import Connection
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
 from loopsafe_db.queries import compile_text
+from loopsafe_db.undoable import may_change_schema, refuse_not_undoable, statements_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
     from loopsafe_db.connection import OpenTransaction
     from loopsafe_db.drivers.base import DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.queries import CompiledText, Query
     from loopsafe_db.records import Record
 
 T = TypeVar("T")
+_ABORTED = "25P02"  # PostgreSQL's code where a statement failed before in the transaction
 STRANGER_PATIENCE = 1.0  # seconds for the transaction of an unrelated task to end
 
 
@@ -64,6 +73,8 @@ class PinnedConnection(Connection):
         self._around: DriverTransaction | None = None
         self._guard: DriverTransaction | None = None
         self._marks: list[Mark] = []
+        self._dialect = self._driver.traits.dialect.partition("+")[0]
+        self._defers: bool | None = None  # whether constraints may be checked late; None is unknown
         self._lost = False
         self.outlives_disconnect = False
 
@@ -91,6 +102,7 @@ class PinnedConnection(Connection):
         """The driver's own connection, usable in the running loop until others use it; once it has been entered."""
         self._check()
         self._driver.move(self._raw)
+        self._defers = None  # who knows what is done on it
         return self._raw
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
@@ -99,11 +111,41 @@ class PinnedConnection(Connection):
             return await self._noted(operation(self._raw))
         guard = await self._guarded()
         try:
-            return await operation(self._raw)
+            result = await operation(self._raw)
+            await self._check_deferred()
         except BaseException:
             self._guard = None
             await self._undo(guard)
             raise
+        return result
+
+    async def execute_many(
+        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
+    ) -> int | None:
+        """Apply one statement to many mappings of values: all or none. See `Database.execute_many`."""
+        if isinstance(query, str):
+            self.refuse(query)
+        return await super().execute_many(query, values, timeout=timeout)
+
+    def refuse(self, text: str) -> None:
+        """Refuse a text that would end the transaction around everything.
+
+        Raises:
+            NotUndoableError: It would.
+        """
+        statements = statements_of(text, self._dialect)
+        open_now = bool(self._transactions)
+        refuse_not_undoable(statements, text, self._dialect, in_transaction=open_now)
+        if may_change_schema(statements):
+            self._defers = None
+
+    def refuse_isolation(self, level: str) -> None:
+        """Refuse an isolation level that the transaction around everything does not have.
+
+        Raises:
+            TransactionError: It does not.
+        """
+        refuse_stricter(level, self._pool.engine.dialect.default_isolation_level)
 
     async def ask(self, query: str) -> list[Record]:
         """Ask what needs no savepoint, for it changes nothing and cannot fail."""
@@ -136,8 +178,18 @@ class PinnedConnection(Connection):
             if self._transactions[-1:] != [opened] and opened in self._transactions:
                 await self._make_way(opened)
                 self._transactions.remove(opened)
-            else:
-                await super().commit(opened)
+                if isinstance(opened.transaction, ReadOnlyTransaction):
+                    await opened.transaction.leave()
+                return
+            if self._transactions == [opened]:
+                await self._check_before_commit()
+            await super().commit(opened)
+
+    def _compile(
+        self, query: str, values: Mapping[str, Any] | None
+    ) -> tuple[CompiledText, Sequence[Any]]:
+        self.refuse(query)
+        return super()._compile(query, values)
 
     async def rollback(self, opened: OpenTransaction) -> None:
         """Roll back to a savepoint, when its turn comes; without the connection all would be lost."""
@@ -159,12 +211,14 @@ class PinnedConnection(Connection):
             with suppress(TransactionError):  # it is lost
                 async with self._turn:
                     await self._undo(self._around)
+                    await self._forget_transactions()
         self._transactions.clear()
         self._marks.clear()
         for one in list(self.streams):
             one.cut(TransactionError("the rows were undone with everything else"))
         if self._entry is not None:
             self._entry.fairy_ref = None  # else SQLAlchemy's proxy ends the connection when it goes
+        self._defers = None
         self._around = self._guard = self._raw = self._sqlalchemy = None
         self._lost = False
 
@@ -207,9 +261,9 @@ class PinnedConnection(Connection):
             savepoint = self._marks.pop().savepoint
             if savepoint is not None:
                 await self._make_way(*self._transactions)  # cursors go with it
-                self._transactions.clear()
                 self._guard = None
                 await self._undo(savepoint)
+                await self._forget_transactions()
         for mark in self._marks:
             if mark.savepoint is None and not self._transactions:
                 self._guard = None  # it is released before the mark is, or never
@@ -237,11 +291,38 @@ class PinnedConnection(Connection):
         return bool(give_up) and time.monotonic() > give_up
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
-        if not self._transactions:  # its options can only be those of the transaction around it
-            options = TransactionOptions()
         opened = await super()._begin(options)
         opened.begun_at = caller()
         return opened
+
+    def _make_transaction(self, options: TransactionOptions) -> DriverTransaction:
+        """Make a savepoint; what else is asked of the outermost one is honoured or refused."""
+        if options.isolation is not None:
+            self.refuse_isolation(options.isolation)
+        savepoint = self._driver.transaction(self._raw, TransactionOptions())
+        if not options.readonly:
+            return savepoint
+        return ReadOnlyTransaction(self._driver, self._raw, self._dialect, savepoint)
+
+    async def _check_deferred(self) -> None:
+        """Check the constraints that a commit would check now."""
+        if self._defers is None:
+            self._defers = await can_defer(self._driver, self._raw, self._dialect)
+        if self._defers:
+            await check_deferred(self._driver, self._raw, self._dialect)
+
+    async def _check_before_commit(self) -> None:
+        try:
+            await self._check_deferred()
+        except Exception as error:
+            if getattr(error, "sqlstate", "") != _ABORTED:
+                raise  # else the commit says so itself
+
+    async def _forget_transactions(self) -> None:
+        transactions, self._transactions = self._transactions, []
+        for opened in transactions:
+            if isinstance(opened.transaction, ReadOnlyTransaction):
+                await opened.transaction.leave()
 
     async def _guarded(self) -> DriverTransaction:
         """Set the savepoint of an operation; that of the one before is released only now, in the same message."""

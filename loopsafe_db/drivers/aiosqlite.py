@@ -36,6 +36,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     InvalidURLError,
     MigrationError,
+    NotUndoableError,
     StatementTimeout,
     TransactionAborted,
     TransactionError,
@@ -218,6 +219,18 @@ class GuardedConnection(aiosqlite.Connection):
                     call.given_up = fn != self._connection.close
                     await self.halt()
                 raise
+
+    def executescript(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a script. sqlite3 commits first, so under `force_rollback` it is refused."""
+        if self.is_pinned:
+            raise NotUndoableError("executescript()")
+        return super().executescript(*args, **kwargs)
+
+    async def commit(self) -> None:
+        """Commit; not under `force_rollback`."""
+        if self.is_pinned:
+            raise NotUndoableError("commit()")
+        await super().commit()
 
     async def halt(self) -> None:
         """Interrupt what runs; under `force_rollback` only after a while, for it would undo everything if it writes."""

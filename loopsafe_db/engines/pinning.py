@@ -47,6 +47,12 @@ class Pinned(Protocol):
     async def rollback(self, opened: Any) -> None:
         """Roll back to it."""
 
+    def refuse(self, text: str) -> None:
+        """Refuse a text that cannot be undone."""
+
+    def refuse_isolation(self, level: str) -> None:
+        """Refuse a level that is stricter than that of the transaction."""
+
     def give_up(self) -> None:
         """End the connection."""
 
@@ -124,7 +130,7 @@ class PinnedRecord(_ConnectionRecord):
 def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
     """Have an engine whose pool is a `PinnedQueue` keep its transactions and statements in order."""
     dialect: Any = engine.sync_engine.dialect
-    dialect.set_isolation_level = _keeping_to_autocommit(dialect.set_isolation_level)
+    dialect.set_isolation_level = _keeping_to_autocommit(pinned, dialect.set_isolation_level)
     dialect.do_begin = _on_record(PinnedRecord.begin, dialect.do_begin)
     dialect.do_commit = _on_record(PinnedRecord.commit, dialect.do_commit)
     dialect.do_rollback = _on_record(PinnedRecord.rollback, dialect.do_rollback)
@@ -158,6 +164,7 @@ def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Call
         if not pinned().is_open:  # it is being opened, by whoever has the turn
             execute(*args)
             return
+        pinned().refuse(args[1])
         turn = pinned().turn
         await_only(turn.__aenter__())
         try:
@@ -168,9 +175,13 @@ def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Call
     return call
 
 
-def _keeping_to_autocommit(set_level: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def _keeping_to_autocommit(
+    pinned: Callable[[], Pinned], set_level: Callable[[Any, Any], None]
+) -> Callable[[Any, Any], None]:
     def call(connection: Any, level: Any) -> None:
-        if level == "AUTOCOMMIT":  # any other is that of the transaction around everything
+        if level == "AUTOCOMMIT":
             set_level(connection, level)
+        else:  # it is that of the transaction around everything
+            pinned().refuse_isolation(level)
 
     return call

@@ -47,7 +47,7 @@ async def test_everybody_sees_what_was_done_until_it_is_undone(undone: Database)
     async with undone:
         await undone.execute(INSERT, {"id": 1})
         await undone.execute(things.insert(), {"id": 2})
-        async with undone.transaction(isolation="serializable"):
+        async with undone.transaction():
             await undone.execute_many(INSERT, [{"id": 3}, {"id": 4}])
         assert await asyncio.gather(*(undone.fetch_val(COUNT) for _ in range(3))) == [4] * 3
         assert in_thread(lambda: undone.fetch_val(COUNT)) == 4
