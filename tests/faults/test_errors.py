@@ -43,6 +43,7 @@ SAMPLES: dict[str, object] = {
     "extra": "e",
     "waited": 1.0,
     "size": 2,
+    "holder": "a task",
     "holders": ("x",),
     "target": "t",
     "reason": "r",
