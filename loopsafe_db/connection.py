@@ -182,14 +182,15 @@ class Connection:
 
     @property
     def raw_connection(self) -> Any:
-        """The driver's own connection; yours while this one is checked out."""
+        """The driver's own connection; refused when this one has been released."""
         self._check()
         if any(one.within is None for one in self.streams):
             raise TransactionError(
                 "rows are being read on this connection, in a transaction that ends with them: what is done on "
                 "the raw connection would be in it; read all of them, or close the stream by aclose(), before"
             )
-        return self._raw
+        assert self._entry is not None
+        return self._entry.hand_out()
 
     async def fetch_all(
         self, query: Query, values: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -252,7 +253,7 @@ class Connection:
                 return (await self._run_clause(query, values, timeout))[1]  # type: ignore[no-any-return]
         compiled = compile_text(query, self._driver.traits.dialect)
         rows = compiled.many(values)
-        self._pool.note(compiled.text)
+        self._note_text(compiled)
         limit = self._limit(timeout)
         return await self.run(
             lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit), begins=True
@@ -507,8 +508,14 @@ class Connection:
     ) -> tuple[CompiledText, Sequence[Any]]:
         self._check()
         compiled = compile_text(query, self._driver.traits.dialect)
-        self._pool.note(compiled.text)
+        self._note_text(compiled)
         return compiled, compiled.arguments(values)
+
+    def _note_text(self, compiled: CompiledText) -> None:
+        """Note what is about to be sent."""
+        self._pool.note(compiled.text)
+        if compiled.touches and self._entry is not None:
+            self._entry.touch(compiled.touches)
 
     # -- what `RowStream` calls
 
@@ -670,7 +677,7 @@ class Connection:
             return await self._await(operation)
         except (asyncio.CancelledError, TimeoutError):
             if self._entry is not None and not self._transactions:
-                await self._pool.returning.recover(self._entry, returned=False)
+                await self._pool.returning.recover(self._entry)
             raise
 
     async def _run_clause(

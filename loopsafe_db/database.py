@@ -13,6 +13,7 @@ from loopsafe_db import connection as connections
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db.configuration import Configuration, Overrides
 from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
 from loopsafe_db.queries import compile_text
@@ -120,7 +121,7 @@ class Database:
                 entries[-1].in_doubt = False
         finally:
             for entry in entries:
-                pool.returning.release_nowait(entry)
+                await pool.returning.release(entry)
 
     async def disconnect(self) -> None:
         """Close what is idle in this loop; what others use stays, and a later call connects again.
@@ -355,6 +356,13 @@ class HandleEngine(AsyncEngine):
     def sync_engine(self, engine: Engine) -> None:
         pass
 
+    async def raw_connection(self) -> Any:
+        """Give a connection of the DBAPI; what is done on it cannot be seen, and so all is reset."""
+        fairy = await super().raw_connection()
+        record: Any = fairy._connection_record  # noqa: SLF001
+        record.touch(Touched.RAW)
+        return fairy
+
     def execution_options(self, **opt: Any) -> HandleEngine:
         """Give an engine with these options, on the same connections."""
         return HandleEngine(self.handle, **{**self._execution_options, **opt})
@@ -373,6 +381,8 @@ async def _once(
     if timeout is None:
         timeout = pool.options.timeouts.statement
     entry = pool.acquire_nowait(running_loop("a query")) or await pool.acquire()
+    if compiled.touches:
+        entry.touch(compiled.touches)
     try:
         result = await operation(entry.raw, compiled.sql, args, timeout)
         entry.in_doubt = False

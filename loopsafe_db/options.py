@@ -151,8 +151,9 @@ DRIVER_NAMES = (
 class Options(TypedDict, total=False):
     """The keyword arguments of `Database` and `configure`. None is the default of each.
 
-    Those from `min_size` on are named as in `databases`, and may stand in the URL's query, too, but for `init` and
-    `force_rollback`. Where a thing is said twice, a keyword goes before the URL, and both before `pool` and `timeouts`.
+    Those from `min_size` on are named as in `databases`, and may stand in the URL's query, too, but for `init`,
+    `setup`, `reset` and `force_rollback`. Where a thing is said twice, a keyword goes before the URL, and both before
+    `pool` and `timeouts`.
 
     Attributes:
         pool: How many connections each process may open, and for how long.
@@ -176,7 +177,12 @@ class Options(TypedDict, total=False):
             of libpq's modes. With asyncpg also an `ssl.SSLContext`, which does not pickle.
         statement_cache_size: PostgreSQL: how many statements a connection keeps prepared, and 0 is none. With psycopg
             any other number is of no effect.
-        init: Called with each new connection of the driver before its first use, and awaited.
+        init: Called with each new connection of the driver before its first use, and awaited; and again after a reset
+            that undoes what it did.
+        setup: Called with the driver's connection each time one is acquired, and awaited.
+        reset: ``"auto"`` undoes what a user may have changed of a session, when that is given back; ``"always"`` does
+            so each time, ``"never"`` leaves it to the next user. Or what is called with the driver's connection then,
+            and awaited: after the same as ``"auto"``.
         cached_statements: SQLite: as in `sqlite3.connect`.
         detect_types: SQLite: as in `sqlite3.connect`.
         uri: SQLite: taken, and of no effect: a path that begins with ``file:`` is a URI.
@@ -202,6 +208,8 @@ class Options(TypedDict, total=False):
     ssl: bool | str | SSLContext | None
     statement_cache_size: int | None
     init: Init | None
+    setup: Init | None
+    reset: str | Init | None
     cached_statements: int | None
     detect_types: int | None
     uri: bool | None
@@ -239,6 +247,8 @@ class DatabaseOptions:
     init: Init | None = field(default=None, repr=False)
     json_serializer: JsonSerializer | None = field(default=None, repr=False)
     json_deserializer: JsonDeserializer | None = field(default=None, repr=False)
+    setup: Init | None = field(default=None, repr=False)
+    reset: str | Init = field(default="auto", repr=False)
     force_rollback: bool = False
     ssl_context: SSLContext | None = field(default=None, repr=False)
     connecting: Mapping[str, str] = field(default_factory=dict)
@@ -249,6 +259,10 @@ class DatabaseOptions:
         if self.pgbouncer not in (None, "transaction", "session"):
             raise InvalidSettingError(
                 f"pgbouncer must be 'transaction' or 'session', not {self.pgbouncer!r}"
+            )
+        if not callable(self.reset) and self.reset not in ("auto", "always", "never"):
+            raise InvalidSettingError(
+                f"reset must be 'auto', 'always', 'never' or an async function, not {self.reset!r}"
             )
         if self.pgbouncer == "session":  # who has a connection has a server, in use or not
             object.__setattr__(self, "pool", _hurried(self.pool))

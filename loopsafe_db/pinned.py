@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import OpenTransaction
     from loopsafe_db.drivers.base import DriverTransaction
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.queries import CompiledText, Query
@@ -100,10 +101,9 @@ class PinnedConnection(Connection):
     @property
     def raw_connection(self) -> Any:
         """The driver's own connection, usable in the running loop until others use it; once it has been entered."""
-        self._check()
         self._driver.move(self._raw)
         self._defers = None  # who knows what is done on it
-        return self._raw
+        return super().raw_connection
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         """Run one operation so that its failure undoes nothing else."""
@@ -209,9 +209,10 @@ class PinnedConnection(Connection):
         """Undo all that was done; the connection has nothing left then, and may be closed."""
         if self._around is not None and not self._lost:
             with suppress(TransactionError):  # it is lost
-                async with self._turn:
+                async with self._turn as entry:
                     await self._undo(self._around)
                     await self._forget_transactions()
+                    await self._pool.returning.reset_session(entry)
         self._transactions.clear()
         self._marks.clear()
         for one in list(self.streams):
@@ -221,6 +222,18 @@ class PinnedConnection(Connection):
         self._defers = None
         self._around = self._guard = self._raw = self._sqlalchemy = None
         self._lost = False
+
+    # -- what SQLAlchemy's records call
+
+    def touch(self, touched: Touched) -> None:
+        """Note what is about to be changed of the session."""
+        if self._entry is not None:
+            self._entry.touch(touched)
+
+    @property
+    def driver_connection(self) -> Any:
+        """The driver's own connection, for SQLAlchemy's users."""
+        return None if self._entry is None else self._entry.driver_connection
 
     # -- what `_Lease` calls
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loopsafe_db import lexer
 from loopsafe_db.copies import refuse_copy
+from loopsafe_db.drivers.session_state import Touched, touched_by
 from loopsafe_db.errors import QueryError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class CompiledText:
         keys: The driver's own names in that order, where it takes a mapping.
         text: What the user wrote.
         statements: What `lexer.statements` gives of it.
+        touches: What it may change of its session.
     """
 
     sql: str
@@ -53,6 +55,7 @@ class CompiledText:
     keys: tuple[str, ...] | None = None
     text: str = ""
     statements: tuple[str, ...] = ()
+    touches: Touched = Touched.NOTHING
 
     def arguments(self, values: Mapping[str, Any] | None) -> Any:
         """Put the values in order, or under the driver's names where it takes a mapping.
@@ -155,7 +158,8 @@ def _compile(sql: str, dialect: str) -> CompiledText:
         places[text] if kind == "parameter" else text.replace("%", "%%") if double else text
         for kind, text in tokens
     )
-    return CompiledText(written, order, frozenset(names), keys, sql, statements)
+    touches = touched_by(statements, dialect)
+    return CompiledText(written, order, frozenset(names), keys, sql, statements, touches)
 
 
 def _arguments(

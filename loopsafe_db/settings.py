@@ -39,6 +39,7 @@ class LoopsafeSettings(BaseSettings):
     pre_ping: bool = False
     application_name: str | None = None
     pgbouncer: Literal["transaction", "session"] | None = None
+    reset: Literal["auto", "always", "never"] = "auto"
     replicas: SecretStr = SecretStr("")
 
 
@@ -89,6 +90,7 @@ def load_options(name: str) -> DatabaseOptions:
             "application_name": settings.application_name,
             "scope": settings.scope,
             "pgbouncer": settings.pgbouncer,
+            "reset": settings.reset,
             "replicas": settings.replicas.get_secret_value().split(),
         },
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db.drivers.base import Owner
+from loopsafe_db.drivers.handed_out import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -241,6 +242,16 @@ class GuardedConnection:
             if SocketId.of(self._socket.fd) == self._socket:
                 with socket.fromfd(self._socket.fd, socket.AF_INET, socket.SOCK_STREAM) as same:
                     same.shutdown(socket.SHUT_RDWR)
+
+
+class HandedOut(GuardedConnection):
+    """A connection as its user has it: the same, with the same attributes, and another object."""
+
+
+class TakenBack(GuardedConnection):
+    """What was handed out, when it is back: it refuses everything."""
+
+    __getattribute__ = refuse
 
 
 _OWN = {

@@ -30,7 +30,8 @@ from loopsafe_db.drivers.base import (
     ProcessOwner,
     TransactionOptions,
 )
-from loopsafe_db.drivers.url import known_query, refuse_postgresql_options
+from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
+from loopsafe_db.drivers.url import is_memory, known_query, refuse_postgresql_options
 from loopsafe_db.errors import (
     ConnectError,
     ConnectTimeout,
@@ -45,9 +46,10 @@ from loopsafe_db.options import SECONDS_OR_0, WHOLE
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 _PRAGMAS = {
@@ -59,6 +61,15 @@ _SQLITE3 = ("cached_statements", "detect_types")  # as sqlite3.connect() has the
 _NAMES = ("timeout", "mode", "cache", "immutable", "nolock", "uri", *_SQLITE3, *_PRAGMAS)
 _DATES: dict[type, Any] = {date: date.isoformat, datetime: partial(datetime.isoformat, sep=" ")}
 _ANSWERS = (sqlite3.Error, OverflowError, UnicodeError)  # the latter of a value that cannot be
+# Those of a session that a user may set, and SQLite tells.
+_SESSION_PRAGMAS = (
+    *("analysis_limit", "automatic_index", "busy_timeout", "cache_size", "cache_spill"),
+    *("cell_size_check", "checkpoint_fullfsync", "defer_foreign_keys", "foreign_keys", "fullfsync"),
+    *("ignore_check_constraints", "journal_size_limit", "legacy_alter_table", "locking_mode"),
+    *("max_page_count", "mmap_size", "query_only", "read_uncommitted", "recursive_triggers"),
+    *("reverse_unordered_selects", "secure_delete", "synchronous", "temp_store", "threads"),
+    *("trusted_schema", "wal_autocheckpoint"),
+)
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
 _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
@@ -189,6 +200,10 @@ class GuardedConnection(aiosqlite.Connection):
 
     guarded_owner: Owner
     patience: float  # seconds to wait for a lock
+    is_in_memory: bool  # whether what it holds ends with it
+    pragmas: Mapping[
+        str, Any
+    ]  # what they were before anybody used it, where it cannot be opened anew
     begin: str  # how transactions begin that may write
     is_pinned: bool  # whether all that is done on it is undone in the end
     engine_begin: str | None  # how those of SQLAlchemy's engine do; None in its AUTOCOMMIT
@@ -269,6 +284,16 @@ class GuardedConnection(aiosqlite.Connection):
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
 
 
+class HandedOut(GuardedConnection):
+    """A connection as its user has it: the same, with the same attributes, and another object."""
+
+
+class TakenBack(GuardedConnection):
+    """What was handed out, when it is back: it refuses everything, also what was made by it."""
+
+    __getattribute__ = refuse
+
+
 class EngineDialect(SQLiteDialect_aiosqlite):
     """SQLAlchemy's dialect: it begins its transactions itself, on connections where sqlite3 begins none."""
 
@@ -281,7 +306,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         migrates, raw.migrates = raw.migrates, False
         if raw.engine_begin and not raw.in_transaction:
             if migrates:
@@ -291,7 +316,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit what SQLite has not rolled back; a migration only if each foreign key still refers to something."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         if raw.sqlite.has_begun and not raw.in_transaction:
             self.do_rollback(dbapi_connection)
             raise TransactionAborted(_ROLLED_BACK)
@@ -308,7 +333,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, if anything has begun: else it would be a turn of the thread for nothing."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         raw.sqlite.has_begun = False
         if raw.in_transaction:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
@@ -317,7 +342,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for what it does."""
-        DRIVER.terminate(dbapi_connection.driver_connection)
+        DRIVER.terminate(plain_connection(dbapi_connection))
 
     def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
         """Give SQLAlchemy's, and DEFERRED: for what only reads, and so takes no lock as it begins."""
@@ -326,7 +351,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
         """Note the level; sqlite3's own ``isolation_level`` stays None, or texts would begin, and never commit."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         raw.engine_begin = {"AUTOCOMMIT": None, "DEFERRED": "BEGIN"}.get(level, raw.begin)
         if level not in ("AUTOCOMMIT", "DEFERRED", raw.level):
             raw.level = level
@@ -334,7 +359,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
 
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
         """Tell whether isolation level AUTOCOMMIT was asked for."""
-        return dbapi_connection.driver_connection.engine_begin is None
+        return plain_connection(dbapi_connection).engine_begin is None
 
 
 registry.register("sqlite.loopsafe_aiosqlite", __name__, "EngineDialect")
@@ -498,6 +523,7 @@ class AiosqliteDriver:
         # Under `force_rollback` SQLAlchemy makes and closes cursors at any time; the thread takes one call at a time.
         raw.guarded_owner = ProcessOwner() if given["pinned"] else Owner()
         raw.patience, raw.is_pinned = given["patience"], given["pinned"]
+        raw.is_in_memory = is_memory(given["database"])
         raw.begin = raw.engine_begin = given["begin"]
         thread: Any = getattr(raw, "_thread", raw)  # it was a Thread itself before 0.22
         thread.daemon = True
@@ -580,13 +606,31 @@ class AiosqliteDriver:
         await raw.halt()
         await _run(raw, "PRAGMA query_only = OFF")
 
-    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
+    async def reset(self, raw: GuardedConnection) -> None:
         raw.sqlite.has_begun = False
         await raw._execute(raw.sqlite.close_cursors)  # noqa: SLF001
         if raw.in_transaction:
             await _run(raw, "ROLLBACK")
         if raw.keys_suspended:
             await raw.resume_keys()
+
+    async def remember(self, raw: GuardedConnection) -> None:
+        if raw.is_in_memory:
+            raw.pragmas = await raw._execute(_pragmas, raw.sqlite)  # noqa: SLF001
+
+    async def reset_session(
+        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        if raw.is_in_memory:  # all of it would be lost
+            await raw._execute(_reset, raw.sqlite, raw.pragmas)  # noqa: SLF001
+        else:
+            await raw.close()
+
+    def hand_out(self, raw: GuardedConnection) -> HandedOut:
+        return twin(raw, HandedOut)
+
+    def take_back(self, raw: GuardedConnection, handed_out: HandedOut, taken_at: str) -> None:
+        part(handed_out, TakenBack, taken_at)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw._connection is None or not raw._running  # noqa: SLF001
@@ -668,6 +712,28 @@ async def _bounded(raw: GuardedConnection, call: Callable[[], Any], timeout: flo
 
 
 # These run in the connection's thread.
+
+
+def _pragmas(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Give the pragmas of a session, and what they are."""
+    found = {name: connection.execute(f"PRAGMA {name}").fetchone() for name in _SESSION_PRAGMAS}
+    return {name: row[0] for name, row in found.items() if row is not None}
+
+
+def _reset(connection: sqlite3.Connection, pragmas: Mapping[str, Any]) -> None:
+    """Make a session what it was, without losing what it holds."""
+    connection.execute("PRAGMA writable_schema = OFF")
+    for name, value in _pragmas(connection).items():
+        if value != pragmas[name]:
+            connection.execute(f"PRAGMA {name} = {pragmas[name]}")
+    for row in connection.execute("SELECT type, name FROM temp.sqlite_master").fetchall():
+        if row[0] in ("table", "view", "trigger"):
+            name = row[1].replace('"', '""')
+            connection.execute(f'DROP {row[0]} IF EXISTS temp."{name}"')
+    for row in connection.execute("PRAGMA database_list").fetchall():
+        if row[1] not in ("main", "temp"):
+            name = row[1].replace('"', '""')
+            connection.execute(f'DETACH "{name}"')
 
 
 def _fetch(

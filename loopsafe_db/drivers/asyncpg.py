@@ -29,6 +29,7 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
+from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
     class BaseRecord:
@@ -91,6 +93,8 @@ _STALE = (*_LOST, asyncpg.InternalServerError)
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 _IDLE = ConnectionState.IDLE
+# What asyncpg tells its users of a connection.
+_CALLBACKS = ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers")
 _FAILED = (
     OSError,
     asyncpg.PostgresError,
@@ -122,6 +126,7 @@ class GuardedConnection(BaseConnection):
         "guarded_codecs",
         "guarded_forgotten",
         "guarded_generation",
+        "guarded_lease",
         "guarded_names",
         "guarded_owner",
         "guarded_plans",
@@ -132,6 +137,7 @@ class GuardedConnection(BaseConnection):
     guarded_forgotten: int  # how often it has forgotten what it had prepared
     guarded_generation: int  # of `Plans`, when it did so
     guarded_names: Iterator[str]
+    guarded_lease: int
     guarded_owner: Owner
     guarded_plans: Plans
 
@@ -141,6 +147,7 @@ class GuardedConnection(BaseConnection):
         self.guarded_names = libpq.unique_names()
         self.guarded_plans = Plans()
         self.guarded_forgotten = self.guarded_generation = 0
+        self.guarded_lease = 0  # how often it was taken back
         super().__init__(*args, **kwargs)
         # None where the loop's own transport is used, which cannot move.
         self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
@@ -158,7 +165,7 @@ class GuardedConnection(BaseConnection):
     def _pool_release_ctr(self) -> int:
         # Every method of a prepared statement or a cursor compares this before it does anything.
         self.guarded_owner.check(self)
-        return 0
+        return self.guarded_lease
 
     @_pool_release_ctr.setter
     def _pool_release_ctr(self, count: int) -> None:
@@ -202,6 +209,10 @@ class GuardedConnection(BaseConnection):
         error = sys.exception()
         if error is None or not DRIVER.drops_plans(self, error):
             self.guarded_forget()
+
+    def _drop_global_type_cache(self) -> None:
+        # Nor has it a pool of asyncpg's where a user has it.
+        self._drop_local_type_cache()
 
     async def set_type_codec(self, typename: str, **options: Any) -> None:
         """Set a codec, and remember that it was set: `EngineDialect` leaves those of the user's alone."""
@@ -343,7 +354,7 @@ class EngineDialect(PGDialect_asyncpg):
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, and read what the server answers."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         raw.guarded_answer = ""
         super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
         if raw.guarded_answer == libpq.ROLLED_BACK:
@@ -610,12 +621,32 @@ class AsyncpgDriver:
             # Waits for a cancel request under way, as every operation does.
             await raw.execute("SELECT 1")
 
-    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
+    async def reset(self, raw: GuardedConnection) -> None:
         raw._top_xact = None  # noqa: SLF001 (asyncpg's mark of a transaction that has begun, or was to)
         if raw.is_in_transaction():
             await raw.execute("ROLLBACK")
-        if returned:
-            await raw.execute(libpq.UNLOCK)
+
+    async def remember(self, raw: GuardedConnection) -> None:
+        """Do nothing: the server knows."""
+
+    async def reset_session(
+        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        query = libpq.reset_query(touched)
+        if query is None:
+            await raw.close()
+            return
+        for callbacks in _CALLBACKS:
+            getattr(raw, callbacks).clear()
+        await BaseConnection.execute(raw, query)  # ours would take it for a user's DISCARD
+        await initialise()
+
+    def hand_out(self, raw: GuardedConnection) -> Any:
+        return asyncpg.pool.PoolConnectionProxy(None, raw)  # what asyncpg's own pool hands out
+
+    def take_back(self, raw: GuardedConnection, handed_out: Any, taken_at: str) -> None:
+        raw.guarded_lease += 1
+        handed_out._detach()  # noqa: SLF001
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         transport = raw.guarded_transport

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
 
@@ -285,13 +286,28 @@ class Driver(Protocol):
     async def settle(self, raw: Any) -> None:
         """Wait until an interrupted statement is over."""
 
-    async def reset(self, raw: Any, *, returned: bool) -> None:
-        """Roll back what is open on a settled connection, so that it can be used again; or close it, or raise.
+    async def reset(self, raw: Any) -> None:
+        """Roll back what is open on a settled connection, so that it can be used again; or close it, or raise."""
+
+    async def remember(self, raw: Any) -> None:
+        """Note what a new session is like, after ``init``, where `reset_session` has to know it."""
+
+    async def reset_session(
+        self, raw: Any, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Make the session what it was when it was new; or close the connection, or raise.
 
         Args:
-            raw: The connection.
-            returned: Whether nobody has the connection any more: then locks of the session are let go of, too.
+            raw: The connection: idle, in no transaction.
+            touched: What its user may have changed.
+            initialise: Does again what ``init`` did, where that is undone, too.
         """
+
+    def hand_out(self, raw: Any) -> Any:
+        """Give what the user is handed as the driver's own connection: the same, but refused after `take_back`."""
+
+    def take_back(self, raw: Any, handed_out: Any, taken_at: str) -> None:
+        """Refuse from now on what was handed out, and what was made by it; `taken_at` is for the error."""
 
     def is_closed(self, raw: Any) -> bool:
         """Tell whether a connection is known to be closed."""

@@ -20,13 +20,14 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.util import greenlet_spawn
 
-from loopsafe_db.drivers.adapted import GuardedConnection
+from loopsafe_db.drivers.adapted import GuardedConnection, HandedOut, TakenBack
 from loopsafe_db.drivers.base import (
     ConnectionState,
     ConnectOptions,
     DriverTraits,
     TransactionOptions,
 )
+from loopsafe_db.drivers.handed_out import part, twin
 from loopsafe_db.drivers.url import dialect_url, refuse_keywords, refuse_postgresql_options
 from loopsafe_db.errors import (
     AuthenticationError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 T = TypeVar("T")
@@ -282,8 +284,22 @@ class GenericDriver:
         if raw.interrupted:
             raw.end()  # what it says next may be the answer to the question before
 
-    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
+    async def reset(self, raw: GuardedConnection) -> None:
         await greenlet_spawn(raw.undo)
+
+    async def remember(self, raw: GuardedConnection) -> None:
+        """Do nothing: what was touched is closed."""
+
+    async def reset_session(
+        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        await self.close(raw)  # of what it can do, no driver that we know offers a reset
+
+    def hand_out(self, raw: GuardedConnection) -> HandedOut:
+        return twin(raw, HandedOut)
+
+    def take_back(self, raw: GuardedConnection, handed_out: HandedOut, taken_at: str) -> None:
+        part(handed_out, TakenBack, taken_at)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.is_closed

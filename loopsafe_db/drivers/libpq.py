@@ -13,6 +13,8 @@ from sqlalchemy.util import await_only
 
 from loopsafe_db import lexer
 from loopsafe_db.copies import refuse_copy
+from loopsafe_db.drivers.handed_out import plain_connection
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import known_query
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerError
 from loopsafe_db.options import WHOLE
@@ -41,7 +43,17 @@ _VALUES = {  # the libpq names that take one of a few words
 }
 SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
 ROLLED_BACK = "ROLLBACK"  # what the server answers to a COMMIT that it refuses
-UNLOCK = "SELECT pg_advisory_unlock_all()"  # what the session holds outside of transactions
+# What ``DISCARD ALL`` does, but for what the driver has prepared; in one message. RESET ALL leaves roles alone.
+RESET = (
+    "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; "
+    "SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
+# What a user has prepared by text; the names of others are the driver's.
+_FORGET = """; DO $$ DECLARE statement text; BEGIN
+    FOR statement IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP
+        EXECUTE format('DEALLOCATE %I', statement);
+    END LOOP;
+END $$"""
 NAMES = (
     "application_name",
     "connect_timeout",
@@ -96,6 +108,13 @@ def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[s
         query.pop(name, None)
     settings = _session_options(options, query.pop("options", ""))
     return {**query, **settings, "application_name": _name(options, query.get("application_name"))}
+
+
+def reset_query(touched: Touched) -> str | None:
+    """Give what makes a session what it was; None if only closing it does."""
+    if touched & Touched.BEYOND:
+        return None
+    return RESET + _FORGET if touched & (Touched.STATEMENTS | Touched.RAW) else RESET
 
 
 def _encrypt(query: dict[str, str], mode: str) -> None:
@@ -250,7 +269,7 @@ def name_engines_pgbouncer(
     error = context.original_exception.__cause__ or context.original_exception
     connection = context.connection
     if is_lost(error) and connection is not None and not connection.closed:
-        raw = connection.connection.driver_connection
+        raw = plain_connection(connection.connection)
         if not await_only(is_elsewhere(raw)):
             return  # by DISCARD ALL or DEALLOCATE ALL
     name_pgbouncer(error)

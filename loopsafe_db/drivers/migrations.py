@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import MigrationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def watch(engine: Engine, note: Callable[[Any], None]) -> None:
 
     def begins(connection: Connection) -> None:
         if _is_alembics(connection):
-            note(connection.connection.driver_connection)
+            note(plain_connection(connection.connection))
 
     event.listen(engine, "begin", begins)
     event.listen(engine, "before_cursor_execute", _before_execute)

@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 import weakref
+from collections import deque
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import psycopg
 from psycopg import errors, waiting
 from psycopg._preparing import Prepare, PrepareManager
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
 from psycopg.types.json import Json, JsonDumper, set_json_dumps, set_json_loads
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
@@ -39,6 +41,7 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
+from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -53,8 +56,16 @@ from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 # Seconds after which a wait looks at its socket unasked. psycopg does at 0.1: that costs, and a registration that is
@@ -125,45 +136,45 @@ class EngineDialect(PGDialectAsync_psycopg):
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""
-        raw: GuardedConnection = dbapi_connection.driver_connection
+        raw: GuardedConnection = plain_connection(dbapi_connection)
         if raw.engine_begins:
             await_only(raw.begin())
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, or say that the server rolls back instead."""
-        aborted = _is_aborted(dbapi_connection.driver_connection)
+        aborted = _is_aborted(plain_connection(dbapi_connection))
         super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
         if aborted:
             raise TransactionAborted
 
     def do_release_savepoint(self, connection: Any, name: str) -> None:
         """Release, or roll back what the server would not release: SQLAlchemy does not."""
-        if _is_aborted(connection.connection.driver_connection):
+        if _is_aborted(plain_connection(connection.connection)):
             self.do_rollback_to_savepoint(connection, name)  # type: ignore[no-untyped-call]
             raise TransactionAborted
         super().do_release_savepoint(connection, name)  # type: ignore[no-untyped-call]
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, if anything has begun: else psycopg would only wait for the next turn of the loop."""
-        status = dbapi_connection.driver_connection.pgconn.transaction_status
+        status = plain_connection(dbapi_connection).pgconn.transaction_status
         if status != TransactionStatus.IDLE:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for anything: SQLAlchemy may be in no greenlet."""
-        DRIVER.terminate(dbapi_connection.driver_connection)
+        DRIVER.terminate(plain_connection(dbapi_connection))
 
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
         """Tell whether isolation level AUTOCOMMIT was asked for."""
-        return not dbapi_connection.driver_connection.engine_begins
+        return not plain_connection(dbapi_connection).engine_begins
 
     def _do_isolation_level(self, connection: Any, autocommit: Any, isolation_level: Any) -> None:
         self._do_autocommit(connection, autocommit)
-        if not autocommit and connection.driver_connection.isolation_level != isolation_level:
+        if not autocommit and plain_connection(connection).isolation_level != isolation_level:
             connection.set_isolation_level(isolation_level)
 
     def _do_autocommit(self, connection: Any, value: Any) -> None:
-        connection.driver_connection.engine_begins = not value
+        plain_connection(connection).engine_begins = not value
 
 
 registry.register("postgresql.loopsafe_psycopg", __name__, "TextDialect")
@@ -236,11 +247,10 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         self.guarded_owner = Owner()
         self.guarded_socket = SocketId.of(self.pgconn.socket)
         self.ended, self.engine_begins = False, True
-        self.server_cursor_factory = EngineCursor
         self._waiting = False
         self._home: Callable[[], asyncio.AbstractEventLoop | None] = nowhere
         self.move()
-        self.add_notice_handler(partial(_note_end, weakref.ref(self)))
+        self.forget()
 
     def __del__(self, *_: object) -> None:
         """Do nothing: the pool that opened it ends it, and a forked child must not."""
@@ -265,6 +275,16 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
     def detach(self) -> None:
         """Let any loop, and any thread, have it."""
         self._home = nowhere
+
+    def forget(self) -> None:
+        """Have psycopg's side of the session be what it was when it was new."""
+        self._autocommit, self._begin_statement = True, b""
+        self._isolation_level = self._read_only = self._deferrable = None
+        self.row_factory, self.cursor_factory = tuple_row, psycopg.AsyncCursor
+        self.server_cursor_factory = EngineCursor
+        self._notify_handlers.clear()
+        self._notice_handlers[:] = [partial(_note_end, weakref.ref(self))]
+        self._notifies_backlog = deque()
 
     async def close(self) -> None:
         """Close politely; refused to strangers, as all else."""
@@ -373,6 +393,16 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             if SocketId.of(fd) == self.guarded_socket:
                 with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as same:
                     same.shutdown(socket.SHUT_RDWR)
+
+
+class HandedOut(GuardedConnection):
+    """A connection as its user has it: the same, with the same attributes, and another object."""
+
+
+class TakenBack(GuardedConnection):
+    """What was handed out, when it is back: it refuses everything, also what was made by it."""
+
+    __getattribute__ = refuse
 
 
 class RecordCursor(psycopg.AsyncRawCursor[Any]):
@@ -587,15 +617,32 @@ class PsycopgDriver:
         if raw.state is ConnectionState.BUSY:
             raw.end()
 
-    async def reset(self, raw: GuardedConnection, *, returned: bool) -> None:
+    async def reset(self, raw: GuardedConnection) -> None:
         status = raw.pgconn.transaction_status
         if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             await raw.rollback()
         elif status != TransactionStatus.IDLE:
             raw.end()
+
+    async def remember(self, raw: GuardedConnection) -> None:
+        """Do nothing: the server knows."""
+
+    async def reset_session(
+        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        query = libpq.reset_query(touched)
+        if query is None:
+            await raw.close()
             return
-        if returned:
-            await RecordCursor(raw).execute(libpq.UNLOCK, prepare=False)
+        raw.forget()
+        await RecordCursor(raw).execute(query, prepare=False)
+        await initialise()
+
+    def hand_out(self, raw: GuardedConnection) -> HandedOut:
+        return twin(raw, HandedOut)
+
+    def take_back(self, raw: GuardedConnection, handed_out: HandedOut, taken_at: str) -> None:
+        part(handed_out, TakenBack, taken_at)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.closed or raw.ended or raw.is_lost()

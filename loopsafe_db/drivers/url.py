@@ -123,3 +123,9 @@ def known_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[str, s
             f"known: {', '.join((*known, *HANDLE_NAMES))}"
         )
     return query
+
+
+def is_memory(database: str) -> bool:
+    """Tell whether SQLite keeps this nowhere: it ends with its last connection."""
+    path, _, query = database.partition("?")
+    return path in (":memory:", "file::memory:") or "mode=memory" in query.split("&")

@@ -15,16 +15,23 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.transport import nowhere
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.holders import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.pool import ConnectionPool
 
 
 class Proxy(_ConnectionFairy):
     """SQLAlchemy's proxy of what a `Connection` has, whose transaction SQLAlchemy does not know."""
+
+
+def user_side(driver: Driver, raw: Any) -> Any:
+    """Give the connection of the driver's package: of an adapted one what it adapts."""
+    return raw.driver_connection if driver.traits.adapted else raw
 
 
 class PoolEntry(_ConnectionRecord):
@@ -40,6 +47,8 @@ class PoolEntry(_ConnectionRecord):
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
+        touched: What has to be undone before anybody else gets it. It says so before anything is sent.
+        handed_out: The driver's own connection, as the user has it.
     """
 
     raw: Any = None
@@ -51,6 +60,8 @@ class PoolEntry(_ConnectionRecord):
     in_doubt: bool = False
     interrupted: bool = False
     suspect: bool = False
+    touched: Touched = Touched.NOTHING
+    handed_out: Any = None
     dbapi_connection: Any
     fairy_ref: Any
 
@@ -105,11 +116,39 @@ class PoolEntry(_ConnectionRecord):
             self.terminate()
         connection: Any = super().get_connection()
         if not ready:
-            self.raw = self._of_driver
+            self.raw, self.touched = self._of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = False
             self._settle_in(loop)
+        self.touched |= self._lender.untouched
         self._lender.lending.opened()
+        if self._lender.options.setup is not None and not (ready and self._lender.pinned):
+            await_only(self._lender.set_up(self))
         return connection
+
+    def touch(self, touched: Touched) -> None:
+        """Note what is about to be changed of the session."""
+        self.touched |= touched
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]
+        """The driver's own connection, for SQLAlchemy's users: refused when it is back."""
+        if self.dbapi_connection is None or self.raw is not self._of_driver:  # it is being opened
+            return super().driver_connection
+        return user_side(self._lender.driver, self.hand_out())
+
+    def hand_out(self) -> Any:
+        """Give the driver's own connection, which its user may keep for too long."""
+        self.touched |= Touched.RAW
+        if self.handed_out is None:
+            self.handed_out = self._lender.driver.hand_out(self.raw)
+        return self.handed_out
+
+    def take_back(self) -> None:
+        """Refuse from now on what was handed out."""
+        handed_out, self.handed_out = self.handed_out, None
+        if handed_out is not None:
+            place = self.taken_at or "an engine or a session"
+            self._lender.driver.take_back(self.raw, handed_out, place)
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
         """End its connection, for SQLAlchemy; where a statement was cancelled the server stops that, and it stays.
@@ -150,6 +189,7 @@ class PoolEntry(_ConnectionRecord):
 
     def terminate(self) -> None:
         """End its connection at once; any thread may ask, and twice is fine."""
+        self.take_back()
         if self.dbapi_connection is not None:
             self.dbapi_connection = self.fairy_ref = None
             self._lender.driver.terminate(self.raw)
@@ -163,7 +203,7 @@ class PoolEntry(_ConnectionRecord):
     @property
     def _of_driver(self) -> Any:
         adapted = self._lender.driver.traits.adapted
-        return self.dbapi_connection if adapted else self.driver_connection
+        return self.dbapi_connection if adapted else super().driver_connection
 
     def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.home_ref() is loop:

@@ -16,10 +16,12 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db.drivers.base import ConnectOptions, Driver, Plans
 from loopsafe_db.drivers.discovery import find_driver
+from loopsafe_db.drivers.session_state import touched_by_sql
 from loopsafe_db.drivers.url import (
     connect_timeout,
     describe_target,
     dialect_url,
+    is_memory,
     parse_url,
     refuse_control_characters,
 )
@@ -47,10 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sqlalchemy import URL
-    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.engine import Connection, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-    from loopsafe_db.options import Init
 
 _ONE_FOR_EVER = PoolLimits(
     1, idle_timeout=None
@@ -126,7 +126,7 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     """Make a pool for this process; it opens nothing yet."""
     driver, connecting = connect_options(options)
     scope = find_scope(options.scope, driver.traits)
-    only_one = options.force_rollback or _is_memory(str(connecting.arguments.get("database")))
+    only_one = options.force_rollback or is_memory(str(connecting.arguments.get("database")))
     if only_one:
         options = replace(options, pool=_ONE_FOR_EVER)
         scope = scope if driver.traits.loop_bound else PER_PROCESS
@@ -137,12 +137,6 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     pool.queue = queue
     pool.own_listeners = listeners_of(pool.engine)
     return pool
-
-
-def _is_memory(database: str) -> bool:
-    """Tell whether SQLite keeps this nowhere: it ends with its last connection."""
-    path, _, query = database.partition("?")
-    return path in (":memory:", "file::memory:") or "mode=memory" in query.split("&")
 
 
 def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., Awaitable[Any]]:
@@ -160,8 +154,7 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
         else:
             raw = await credentials.use(connect)
         pool.opened(raw)
-        if pool.options.init is not None:
-            await _initialise(pool, pool.options.init, raw)
+        await _initialise(pool, raw)
         return raw
 
     def opener(*_: Any, **__: Any) -> Awaitable[Any]:
@@ -172,9 +165,10 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
     return opener
 
 
-async def _initialise(pool: ConnectionPool, init: Init, raw: Any) -> None:
+async def _initialise(pool: ConnectionPool, raw: Any) -> None:
     try:
-        await init(raw.driver_connection if pool.driver.traits.adapted else raw)
+        await pool.initialise(raw)
+        await pool.driver.remember(raw)
     except BaseException:
         pool.driver.terminate(raw)
         pool.counts.terminated += 1
@@ -211,6 +205,7 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
         pin(engine, lambda: pool.pinned)
     else:
         mark_doubt(engine.sync_engine.dialect)
+    event.listen(engine.sync_engine, "before_cursor_execute", _Touching(traits.dialect))
     event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
     if (limit := pool.options.timeouts.statement) is not None:
         limit_statements(engine.sync_engine, limit)
@@ -221,6 +216,18 @@ def _json_functions(options: DatabaseOptions) -> dict[str, Any]:
     """Give those that were given: not every dialect takes them."""
     functions = {name: getattr(options, name) for name in ("json_serializer", "json_deserializer")}
     return {name: function for name, function in functions.items() if function is not None}
+
+
+class _Touching:
+    """Looks at each statement that SQLAlchemy sends: what it may change of the session is undone at the release."""
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+
+    def __call__(self, connection: Connection, _: object, statement: str, *__: object) -> None:
+        if touched := touched_by_sql(statement, self._dialect):
+            record: Any = connection.connection._connection_record  # noqa: SLF001
+            record.touch(touched)
 
 
 def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:

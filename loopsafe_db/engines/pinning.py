@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.engines.entry import PoolEntry
 
 
@@ -52,6 +53,13 @@ class Pinned(Protocol):
 
     def refuse_isolation(self, level: str) -> None:
         """Refuse a level that is stricter than that of the transaction."""
+
+    def touch(self, touched: Touched) -> None:
+        """Note what is about to be changed of its session."""
+
+    @property
+    def driver_connection(self) -> Any:
+        """The driver's own connection, for its users."""
 
     def give_up(self) -> None:
         """End the connection."""
@@ -94,6 +102,15 @@ class PinnedRecord(_ConnectionRecord):
 
         await_only(find())
         return self.dbapi_connection
+
+    def touch(self, touched: Touched) -> None:
+        """Note what is about to be changed of the session."""
+        self._pinned.touch(touched)
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]
+        """The driver's own connection, for SQLAlchemy's users."""
+        return None if self.dbapi_connection is None else self._pinned.driver_connection
 
     def begin(self) -> None:
         """Begin a transaction: a savepoint."""

@@ -21,7 +21,8 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
-from loopsafe_db.engines.entry import PoolEntry, Proxy
+from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
 from loopsafe_db.engines.lending import Lending, Slot, is_gone
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
@@ -89,6 +90,7 @@ class ConnectionPool:
         bound: asyncio task -> the connections that it has checked out.
         pinned: The one connection that everybody works on, where all of it is undone in the end.
         statements: What was sent, where that is recorded.
+        untouched: What is undone of a connection of which nobody knows that it was touched.
         direct: Whether a text may go to the driver without a `Connection`.
         ticking: The loops that look for what they have not used for long.
         counts: What it has done; `stats` adds what is.
@@ -125,6 +127,8 @@ class ConnectionPool:
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")
+        self.untouched = _untouched(options)
+        self._looks_first = bool(options.pool.pre_ping or options.setup or self.untouched)
         self._may_leave = scope.movable and driver.traits.attaches
         self.bound: dict[asyncio.Task[Any], list[Any]] = {}
         self.pinned = None
@@ -177,7 +181,7 @@ class ConnectionPool:
 
     def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
         """Lend what the running loop `loop` used last, if it works; None: `acquire` will do better."""
-        if self.options.pool.pre_ping:
+        if self._looks_first:
             return None
         entry = self.lending.take_here(loop)
         if entry is None:
@@ -197,13 +201,27 @@ class ConnectionPool:
         """
         entry = self.take_now() or await self.take_later()
         try:
-            if self.options.pool.pre_ping or not entry.lend(asyncio.get_running_loop()):
+            if self._looks_first or not entry.lend(asyncio.get_running_loop()):
                 await greenlet_spawn(entry.get_connection)
         except BaseException as error:
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
             raise
         entry.in_doubt = True
         return entry
+
+    async def initialise(self, raw: Any) -> None:
+        """Have ``init`` do what each new session needs."""
+        if self.options.init is not None:
+            await self.options.init(user_side(self.driver, raw))
+
+    async def set_up(self, entry: PoolEntry) -> None:
+        """Have ``setup`` do what each user needs; where it fails, the connection is ended."""
+        assert self.options.setup is not None
+        try:
+            await self.options.setup(user_side(self.driver, entry.hand_out()))
+        except BaseException:
+            entry.terminate()
+            raise
 
     async def answers(self, entry: PoolEntry) -> bool:
         """Tell whether a connection works, by a query."""
@@ -419,6 +437,12 @@ class ConnectionPool:
     ) -> list[PoolEntry]:
         now = time.monotonic()
         return self.lending.take_idle(lambda e: e.fresh_until <= now and e.home in homes)
+
+
+def _untouched(options: DatabaseOptions) -> Touched:
+    if callable(options.reset):
+        return Touched.USED
+    return Touched.SETTINGS if options.reset == "always" else Touched.NOTHING
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import PoolProxiedConnection
@@ -12,6 +13,8 @@ from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db.drivers.base import ConnectionState
+from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.engines.entry import user_side
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import LoopsafeError
 
@@ -37,7 +40,10 @@ class Returning:
 
     def is_idle(self, entry: PoolEntry) -> bool:
         """Tell whether the next user may have it as it is; asks nobody."""
-        return not (entry.in_doubt or entry.interrupted) and self._driver.state(entry.raw) is _IDLE
+        return (
+            not (entry.in_doubt or entry.interrupted or entry.touched)
+            and self._driver.state(entry.raw) is _IDLE
+        )
 
     def note_error(self, entry: PoolEntry, error: BaseException) -> None:
         """End a connection unless `survives` the error of an operation on it."""
@@ -74,27 +80,20 @@ class Returning:
         """Undo what is left open on a connection, or end it: nobody is to use it before it is released."""
         if not entry.is_open or self.is_idle(entry):
             return
+        entry.take_back()
         if entry.in_doubt and not self._pool.only_one:
             entry.terminate()  # an exception has struck between two lines of ours
             return
-        left_open = self._driver.state(entry.raw) is ConnectionState.IN_TRANSACTION
-        if left_open and not (entry.interrupted or entry.in_doubt):
-            if self._driver.traits.autocommit:  # else each statement has begun one
-                place = entry.taken_at or caller()
-                _log.warning("a transaction was left open, and is rolled back: %s", place)
-            await self.recover(entry, settle=False)
-        else:
-            await self.recover(entry)
+        await self._end_transaction(entry)
+        if entry.touched and entry.is_open:
+            await self.reset_session(entry)
 
-    async def recover(
-        self, entry: PoolEntry, *, reset: bool = True, returned: bool = True, settle: bool = True
-    ) -> None:
+    async def recover(self, entry: PoolEntry, *, reset: bool = True, settle: bool = True) -> None:
         """Make an interrupted connection usable again, or end it; in 2 s, whatever happens.
 
         Args:
             entry: What has the connection.
             reset: Whether a transaction that is open then is rolled back.
-            returned: Whether nobody has the connection any more.
             settle: Whether something may be under way.
         """
         if self._pool.key.pid != os.getpid():
@@ -107,14 +106,61 @@ class Returning:
                 # what SQLAlchemy has begun, then what it has not come to know of
                 dialect = self._pool.engine.dialect
                 await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
-                await self._driver.reset(entry.raw, returned=returned)
+                await self._driver.reset(entry.raw)
 
         entry.in_doubt = entry.interrupted = False
         await or_give_up(recover, ENDING_TIMEOUT, entry.terminate)
         if self._driver.is_closed(entry.raw):
             entry.terminate()
 
+    async def reset_session(self, entry: PoolEntry) -> None:
+        """Make a session what it was when it was new, or end its connection; in 2 s, whatever happens.
+
+        Who is being cancelled may be cancelled again and again (AnyIO does so): then another task does it, and the
+        connection stays warm. Else that would only cost time: who is cancelled just now loses the connection.
+        """
+        entry.take_back()
+        if not entry.is_open or self._pool.key.pid != os.getpid():
+            return
+        task = asyncio.current_task()
+        if self._pool.only_one or task is None or task.cancelling():
+            await or_give_up(partial(self._reset_session, entry), ENDING_TIMEOUT, entry.terminate)
+            return
+        try:
+            async with asyncio.timeout(ENDING_TIMEOUT):
+                await self._reset_session(entry)
+        except BaseException as error:
+            entry.terminate()
+            if not isinstance(error, Exception):
+                raise
+
     # -- below
+
+    async def _end_transaction(self, entry: PoolEntry) -> None:
+        state = self._driver.state(entry.raw)
+        if state is _IDLE and not (entry.interrupted or entry.in_doubt):
+            return
+        left_open = state is ConnectionState.IN_TRANSACTION
+        if left_open and not (entry.interrupted or entry.in_doubt):
+            if self._driver.traits.autocommit:  # else each statement has begun one
+                place = entry.taken_at or caller()
+                _log.warning("a transaction was left open, and is rolled back: %s", place)
+            await self.recover(entry, settle=False)
+        else:
+            await self.recover(entry)
+
+    async def _reset_session(self, entry: PoolEntry) -> None:
+        raw, hook = entry.raw, self._pool.options.reset
+        touched = entry.touched & ~Touched.USED
+        if touched and hook != "never" and self._pool.options.pgbouncer != "transaction":
+            await self._driver.reset_session(raw, touched, partial(self._pool.initialise, raw))
+        if callable(hook) and not self._driver.is_closed(raw):
+            await hook(user_side(self._driver, raw))
+            if self._driver.state(raw) is not _IDLE:
+                await self._driver.reset(raw)
+        if self._driver.is_closed(raw):
+            entry.terminate()
+        entry.touched = Touched.NOTHING
 
     def _is_answer(self, entry: PoolEntry, error: BaseException) -> bool:
         if isinstance(error, LoopsafeError):  # ours: before anything was sent

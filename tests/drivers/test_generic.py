@@ -209,14 +209,14 @@ async def test_a_child_does_not_keep_its_parents_socket(maria: Database, witness
     reading, writing = os.pipe()
     async with maria.connection() as connection:
         session = int(await connection.fetch_val("SELECT CONNECTION_ID()"))
-        raw = connection.raw_connection
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        os.read(reading, 1)  # it lives until its parent has looked
-        os._exit(0)
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)  # it lives until its parent has looked
+            os._exit(0)
+        # closes, but takes no leave: the server learns of it when the last descriptor is closed
+        connection.raw_connection.end()
     try:
-        raw.end()  # closes, but takes no leave: the server learns of it when the last descriptor is closed
         assert await gone(witness, session)
     finally:
         os.close(writing)

@@ -122,7 +122,9 @@ def test_a_transaction_that_is_left_open_takes_no_later_work_along(
 
     asyncio.run(main())
     assert committed(database) == [1]
-    assert database.stats().opened == 1
+    # a file whose connection was handed out is opened anew
+    reset = leave is begin_on_the_raw_connection and database.url.dialect == "sqlite"
+    assert database.stats().opened == (2 if reset else 1)
 
 
 def test_a_transaction_that_is_left_open_takes_no_work_of_a_forked_child_along(

@@ -27,8 +27,9 @@ from loopsafe_db.errors import ConnectError, StatementTimeout
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 
@@ -224,9 +225,23 @@ class PlainDriver:
         with raw.lock:
             pass
 
-    async def reset(self, raw: PlainConnection, *, returned: bool) -> None:
+    async def reset(self, raw: PlainConnection) -> None:
         if raw.in_transaction:
             raw.say("ROLLBACK")
+
+    async def remember(self, raw: PlainConnection) -> None:
+        pass
+
+    async def reset_session(
+        self, raw: PlainConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+    ) -> None:
+        raw.close()
+
+    def hand_out(self, raw: PlainConnection) -> Any:
+        return raw  # closed when it comes back
+
+    def take_back(self, raw: PlainConnection, handed_out: Any, taken_at: str) -> None:
+        pass
 
     def is_closed(self, raw: PlainConnection) -> bool:
         return raw.is_closed
