@@ -14,6 +14,8 @@ VENV ?= .venv
 JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+# 25.1 is the first pip that knows dependency groups; a newer one is left alone
+INSTALL := $(PIP) 'pip>=25.1' && $(PIP)
 
 ifndef PYTHON
 PYTHON := $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -66,7 +68,7 @@ bench: $(VENV)/.installed-bench
 
 $(VENV)/.installed-bench: pyproject.toml | python
 	@echo '== installing what the benchmarks need (once, about a minute)'
-	@$(PIP) -e '.[examples,test,bench]'
+	@$(INSTALL) -e '.[examples]' --group bench
 	@touch $@
 
 clean:
@@ -74,7 +76,7 @@ clean:
 	rm -f .coverage .coverage.*
 	find loopsafe_db examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of extras, so that the demo does not wait for mypy and pytest.
+# One stamp per set of packages, so that the demo does not wait for mypy and pytest.
 $(VENV)/.installed-demo: pyproject.toml | python
 	@echo '== installing what the demo needs (once, about a minute)'
 	@$(PIP) -e '.[examples]'
@@ -82,12 +84,12 @@ $(VENV)/.installed-demo: pyproject.toml | python
 
 $(VENV)/.installed-test: pyproject.toml | python
 	@echo '== installing what the tests need (once, about a minute)'
-	@$(PIP) -e '.[examples,test]'
+	@$(INSTALL) -e '.[examples]' --group test
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | python
 	@echo '== installing what development needs (once, about a minute)'
-	@$(PIP) -e '.[dev]'
+	@$(INSTALL) -e . --group dev
 	@touch $@
 
 $(VENV)/.installed-jvm: pyproject.toml | $(VENV)/.installed-demo

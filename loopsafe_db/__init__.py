@@ -8,6 +8,8 @@
         print(await get_database().fetch_val("SELECT 1"))
 """
 
+from typing import TYPE_CHECKING
+
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db.connection import Connection
 from loopsafe_db.database import Database
@@ -51,3 +53,15 @@ __all__ = [
     "register_driver",
     "snapshot",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Look the version up when it is asked for: importing the library does not pay for it."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("loopsafe-db")

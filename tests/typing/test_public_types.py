@@ -24,7 +24,9 @@ def pyright() -> str:
     found = shutil.which("pyright", path=f"{PYTHON}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
-        missing("NO PYRIGHT, SO NOTHING IS PROVED OF THE PUBLIC TYPES: pip install -e '.[dev]'")
+        missing(
+            "NO PYRIGHT, SO NOTHING IS PROVED OF THE PUBLIC TYPES: pip install -e . --group dev"
+        )
     return found
 
 
