@@ -333,6 +333,13 @@ class Connection:
         """
         await self._roll_back(opened, ENDING_TIMEOUT)
 
+    def note_begin_failed(self, error: BaseException) -> None:
+        """End the connection if nobody knows whether something has begun: later statements must not be in that."""
+        entry = self._entry
+        if entry is not None and entry.is_open and not self._pool.returning.is_idle(entry):
+            entry.in_doubt = True
+            self._pool.returning.note_error(entry, error)
+
     def give_up(self) -> None:
         """End the connection: what was done on it cannot be told any more."""
         if self._entry is not None:

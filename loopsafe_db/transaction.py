@@ -96,12 +96,14 @@ class Transaction:
             await connection.__aenter__()
         try:
             self._opened = await connection.begin(self._options)
-        except BaseException:
+            self._connection, self._state = connection, "open"
+            self._opened.block.enter()
+        except BaseException as error:
+            self._state = "new"
+            connection.note_begin_failed(error)
             if self._holds:
                 await connection.__aexit__(None, None, None)
             raise
-        self._connection, self._state = connection, "open"
-        self._opened.block.enter()
         return self
 
     async def commit(self) -> None:

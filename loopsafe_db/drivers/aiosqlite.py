@@ -234,6 +234,9 @@ class GuardedConnection(aiosqlite.Connection):
                     call.given_up = fn != self._connection.close
                     await self.halt()
                 raise
+            except BaseException:
+                call.given_up = True  # nobody waits for it
+                raise
 
     def executescript(self, *args: Any, **kwargs: Any) -> Any:
         """Run a script. sqlite3 commits first, so under `force_rollback` it is refused."""

@@ -315,7 +315,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         finally:
             self._waiting = False
             if self.ended and self.guarded_owner.is_here:
-                self.pgconn.finish()
+                self._finish()
 
     async def _stop(self, gen: Any) -> None:
         """Have the server stop a statement that nobody waits for any more, or end the connection."""
@@ -366,7 +366,16 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             # Its loop watches the descriptor, or may be about to; the server may learn at once.
             self._shut()
         else:
-            self.pgconn.finish()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close; where psycopg was struck the loop still watches the descriptor, which may soon be another."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001
+        if loop is not None and loop is self._home():
+            with suppress(psycopg.Error):  # it is closed already
+                loop.remove_reader(self.pgconn.socket)
+                loop.remove_writer(self.pgconn.socket)
+        self.pgconn.finish()
 
     def is_lost(self) -> bool:
         """Tell whether the server has ended an idle connection; without a round trip.

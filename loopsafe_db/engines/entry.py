@@ -44,6 +44,7 @@ class PoolEntry(_ConnectionRecord):
         task: The asyncio task that has it.
         since: When that got it, on the same clock.
         taken_at: File and line where it was taken, if it is held for longer than one call.
+        is_stuck: Whether that was not woken up for long, and never will be.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
@@ -57,6 +58,7 @@ class PoolEntry(_ConnectionRecord):
     since: float = 0.0
     task: asyncio.Task[Any] | None = None
     taken_at: str = ""
+    is_stuck: bool = False
     in_doubt: bool = False
     interrupted: bool = False
     suspect: bool = False
@@ -173,10 +175,20 @@ class PoolEntry(_ConnectionRecord):
                 return
         super().invalidate(e, soft)
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether it was lent for one call to a task that is done: an exception has struck between two lines of ours.
+
+        What SQLAlchemy or a block has may go from task to task.
+        """
+        task = self.task
+        is_done = task is not None and task.done()
+        return self.is_stuck or (is_done and not self.taken_at and self.fairy_ref is None)
+
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
-        self.task, self.taken_at = None, ""
-        self.in_doubt = self.interrupted = False
+        self.taken_at = ""
+        self.is_stuck = self.in_doubt = self.interrupted = False
         self.fresh_until = time.monotonic() + self._lender.patience
         if (recycle := self._lender.options.pool.recycle) is not None:
             left = self.starttime + recycle - time.time()

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import sys
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 HAND_OVER_TIMEOUT = (
     0.05  # seconds for a loop to let go of an idle connection that another waits for
 )
 TAKE_TIMEOUT = 1.0  # seconds for whoever has the lock, which is held for microseconds
+LOST_TIMEOUT = 1.0  # seconds after which a place that is nowhere to be found is free again
 LoopRef = Callable[[], asyncio.AbstractEventLoop | None]  # a weak reference
 
 
@@ -35,6 +41,10 @@ class Entry(Protocol):
     @property
     def is_open(self) -> bool:
         """Whether there is a connection."""
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the task that it was lent to is done, and nobody else can have it."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -97,6 +107,9 @@ class Lending(Generic[E]):
     what comes back is put in an inbox, and whoever gets the lock works the inbox off. Nobody waits for the lock but
     `take`, which no finalizer calls.
 
+    And a signal handler may raise between any two lines. So the lock knows its thread: who finds it locked by its own
+    looks whether that is at work in it, further up its stack, or has lost it.
+
     Attributes:
         limit: The most connections.
         open: Those that are open, or being opened.
@@ -131,7 +144,8 @@ class Lending(Generic[E]):
         self._settled = self._retired = False
         self._waiters: deque[_Waiter[E]] = deque()
         self._inbox: deque[E | Slot | _Waiter[E]] = deque()
-        self._lock = Lock()
+        self._lock: Any = RLock()
+        self._missing_since: float | None = None
 
     @property
     def idle(self) -> int:
@@ -215,8 +229,12 @@ class Lending(Generic[E]):
         )
 
     def take_lost(self) -> list[E]:
-        """Take back what is lent in loops that are closed."""
-        lost = [(entry, ref) for entry, ref in list(self.held.items()) if is_gone(ref())]
+        """Take back what is lent in loops that are closed, or was to tasks that are done."""
+        lost = [
+            (entry, ref)
+            for entry, ref in list(self.held.items())
+            if is_gone(ref()) or entry.is_forgotten
+        ]
         return [entry for entry, ref in lost if self._claim(entry, ref)]
 
     def _claim(self, entry: E, ref: LoopRef) -> bool:
@@ -247,13 +265,15 @@ class Lending(Generic[E]):
     def take_idle(self, wanted: Callable[[E], bool]) -> list[E]:
         """Take idle entries out, for good; frees their places."""
         # The collector may end a loop, and call this, while this very thread has the lock: then nothing is taken.
-        if not self._lock.acquire(timeout=TAKE_TIMEOUT):
+        if self._is_at_work():
             return []
         try:
+            if not self._lock.acquire(timeout=TAKE_TIMEOUT):
+                return []
             taken = [e for e in list(self._idle) if wanted(e) and self._pick(e)]
             self.open -= len(taken)
         finally:
-            self._lock.release()
+            self._unlock()
         self._post(Slot.NUDGE)
         return taken
 
@@ -276,15 +296,13 @@ class Lending(Generic[E]):
 
     def _work(self) -> None:
         # Whoever holds the lock looks into the inbox after letting go of it, so nothing is left lying there.
-        while self._lock.acquire(blocking=False):
+        while not self._is_at_work():
             try:
-                while self._inbox:
-                    self._accept(self._inbox.popleft())
-                served, asked, evicted = self._serve() if self._waiters else ([], [], [])
-                if self._retired:
-                    evicted = [entry for entry in list(self._idle) if self._pick(entry)]
+                if not self._lock.acquire(blocking=False):
+                    return
+                served, asked, evicted = self._work_off()
             finally:
-                self._lock.release()
+                self._unlock()
             for waiter in served:
                 waiter.wake(self._post)
             for entry in asked:
@@ -293,6 +311,38 @@ class Lending(Generic[E]):
                 self._evict(entry)
             if not self._inbox:
                 return
+
+    def _is_at_work(self) -> bool:
+        """Tell whether this thread is in the middle of something under the lock, which a finalizer has interrupted."""
+        if not self._lock._is_owned():  # noqa: SLF001
+            return False
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
+        while frame is not None:
+            if frame.f_code in _LOCKING and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        self._unlock()  # an exception has struck after it was locked
+        return False
+
+    def _unlock(self) -> None:
+        while self._lock._is_owned():  # noqa: SLF001
+            self._lock.release()
+
+    def reconcile(self) -> None:
+        """Free places that are nowhere to be found for long: an exception has struck while they were on their way."""
+        if self._is_at_work():
+            return
+        with self._lock:
+            given = [waiter.item for waiter in list(self._waiters)]
+            known = len(self.held) + len(self._idle) + len(self._inbox) + len(given)
+            now = time.monotonic()
+            if self.open <= known:
+                self._missing_since = None
+            elif self._missing_since is None:
+                self._missing_since = now
+            elif now - self._missing_since > LOST_TIMEOUT:
+                self.open, self._missing_since = known, None
+        self._post(Slot.NUDGE)
 
     # -- these run under the lock
 
@@ -306,6 +356,15 @@ class Lending(Generic[E]):
             self.open -= 1
         elif item is not Slot.NUDGE:
             self._idle.append(item)
+
+    def _work_off(self) -> tuple[list[_Waiter[E]], list[E], list[E]]:
+        """Work the inbox off; give who got something, whom to ask, and whom to evict."""
+        while self._inbox:
+            self._accept(self._inbox.popleft())
+        served, asked, evicted = self._serve() if self._waiters else ([], [], [])
+        if self._retired:
+            evicted = [entry for entry in list(self._idle) if self._pick(entry)]
+        return served, asked, evicted
 
     def _withdraw(self, waiter: _Waiter[E]) -> None:
         """Take a waiter out of the queue; what it was given but did not take goes to the next."""
@@ -363,6 +422,12 @@ class Lending(Generic[E]):
         except ValueError:
             return False
         return True
+
+
+_LOCKING = {
+    function.__code__
+    for function in (Lending.take, Lending.take_idle, Lending.reconcile, Lending._work)  # noqa: SLF001
+}
 
 
 def is_gone(loop: asyncio.AbstractEventLoop | None) -> bool:

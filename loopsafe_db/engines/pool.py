@@ -21,9 +21,10 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
+from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
-from loopsafe_db.engines.lending import Lending, Slot, is_gone
+from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
@@ -45,6 +46,9 @@ _READ_ONLY = "25006"  # SQLSTATE
 _REFUSES_WRITES = """SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_settings WHERE
 name = 'default_transaction_read_only' AND setting = 'on' AND source NOT IN ('session', 'client'))"""
 _FORGOTTEN = "a connection was not given back before its event loop was closed"
+
+
+_LEFT = "a connection was not given back by its task, which is done or never runs again"
 
 
 class SharedQueue(Pool):
@@ -136,6 +140,7 @@ class ConnectionPool:
         self.direct = True
         self._raws: set[Any] = set()
         self.counts = PoolStats()
+        self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.ticking: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
         self._reaper = Reaper(self._reap)
@@ -173,7 +178,15 @@ class ConnectionPool:
         """
         self._sweep()
         timeout = self.options.timeouts.acquire
-        entry = self._entry(await self.lending.wait(timeout))
+        looks = [
+            asyncio.get_running_loop().call_later(LOST_TIMEOUT * again, self._sweep)
+            for again in (1.1, 2.2)
+        ]
+        try:
+            entry = self._entry(await self.lending.wait(timeout))
+        finally:
+            for look in looks:
+                look.cancel()
         if entry is None:
             holders = [entry.holder for entry in list(self.lending.held)]
             raise AcquireTimeout(timeout, self.lending.limit, holders)
@@ -269,14 +282,17 @@ class ConnectionPool:
 
     def give_back(self, entry: PoolEntry) -> None:
         """Take a connection back as it is, for `Returning` has looked at it; twice is fine."""
-        if self.lending.held.pop(entry, None) is None:
+        if entry not in self.lending.held:
             return
         entry.rest()
         if self._may_leave and entry.dbapi_connection is not None:
             loop = entry.home_ref()
             if loop is not None and (self.pinned is not None or self.lending.contended(loop)):
                 entry.leave()
-        self.lending.give_back(entry)
+        # Last, and at once: what is in neither is lost for a while if an exception strikes.
+        if self.lending.held.pop(entry, None) is not None:
+            entry.task = None
+            self.lending.give_back(entry)
 
     def proxy(self, entry: PoolEntry) -> Proxy:
         """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""
@@ -403,9 +419,22 @@ class ConnectionPool:
             warnings.warn(f"{_FORGOTTEN}: {holder}", ResourceWarning, stacklevel=2)
 
     def _sweep(self) -> None:
-        """End what is lent in loops that are closed."""
+        """End what is lent in loops that are closed, or to tasks that are done or never run again."""
+        self._note_stuck()
         for entry in self.lending.take_lost():
-            _log.warning("%s: %s", _FORGOTTEN, self._end_forgotten(entry))
+            what = _LEFT if entry.is_forgotten else _FORGOTTEN
+            _log.warning("%s: %s", what, self._end_forgotten(entry))
+        self.lending.reconcile()
+
+    def _note_stuck(self) -> None:
+        """Note which tasks of the running loop have not been woken up, and whose have not been for long."""
+        loop, now = asyncio._get_running_loop(), time.monotonic()  # noqa: SLF001
+        before, self._stuck = self._stuck, {}
+        for entry, ref in list(self.lending.held.items()):
+            if loop is not None and ref() is loop and (future := stuck_on(entry.task)) is not None:
+                known, since = before.get(entry, (None, now))
+                self._stuck[entry] = future, since if known is future else now
+                entry.is_stuck = known is future and now - since > LOST_TIMEOUT
 
     def _end_forgotten(self, entry: PoolEntry) -> str:
         holder = entry.holder
@@ -413,6 +442,7 @@ class ConnectionPool:
             self.bound.pop(entry.task, None)
         entry.terminate()
         entry.rest()
+        entry.task = None
         self.lending.give_back(entry)
         return holder
 

@@ -108,8 +108,16 @@ class Returning:
                 await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
                 await self._driver.reset(entry.raw)
 
+        raw = entry.raw
+
+        def give_up() -> None:
+            # This goes on where its caller does not: the place may have another connection by then.
+            if entry.raw is raw:
+                entry.terminate()
+
+        entry.interrupted = True
+        await or_give_up(recover, ENDING_TIMEOUT, give_up)
         entry.in_doubt = entry.interrupted = False
-        await or_give_up(recover, ENDING_TIMEOUT, entry.terminate)
         if self._driver.is_closed(entry.raw):
             entry.terminate()
 

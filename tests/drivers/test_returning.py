@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from loopsafe_db.errors import ReleasedError
 from loopsafe_db.testing.children import call_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
 
 THINGS = sa.table("things", sa.column("id"))
 INSERT = "INSERT INTO things VALUES (:id)"
@@ -150,7 +151,7 @@ def test_who_leaves_a_transaction_open_is_named(
 ) -> None:
     with caplog.at_level(logging.WARNING, "loopsafe_db"):
         asyncio.run(leave(database))
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "loopsafe_db"]
     first = leave.__code__.co_firstlineno
     assert f"{__file__}:{first + 1}" in record.getMessage()
 
@@ -180,6 +181,65 @@ def test_an_answer_of_the_server_costs_no_connection(database: Database) -> None
 
     asyncio.run(main())
     assert database.stats().opened == 1
+
+
+class TimeLimit(Exception):
+    """What a job's limit raises out of a signal handler."""
+
+
+class Struck:
+    """A coroutine that `TimeLimit` is raised in while it waits for the n-th time, before what it waits for has come."""
+
+    def __init__(self, coroutine: Any, turn: int) -> None:
+        self._waits, self._turn = coroutine.__await__(), turn
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        go_on: Callable[[Any], Any] = self._waits.send
+        value: BaseException | None = None
+        for turn in itertools.count():
+            try:
+                awaited = go_on(value)
+            except StopIteration as end:
+                return end.value
+            if turn == self._turn:
+                go_on, value = self._waits.throw, TimeLimit()
+                continue
+            try:
+                yield awaited
+                go_on, value = self._waits.send, None
+            except BaseException as error:  # noqa: BLE001 (what came of it)
+                go_on, value = self._waits.throw, error
+        return None
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_an_exception_out_of_a_signal_handler_costs_one_job(
+    database: Database, work: Callable[[Database], Coroutine[Any, Any, None]]
+) -> None:
+    async def job(turn: int) -> bool:
+        await database.fetch_val("SELECT 1")
+        try:
+            await Struck(work(database), turn)
+        except TimeLimit:
+            return True
+        except sa.exc.StatementError:  # so SQLAlchemy tells it where it has no cursor yet
+            return True
+        await database.execute("DELETE FROM things")
+        return False
+
+    async def later(number: int) -> None:
+        await database.execute(INSERT, {"id": number})
+        async with asyncio.timeout(20), database.transaction():
+            await database.execute(INSERT, {"id": number + 1})
+
+    turn = 0
+    while asyncio.run(job(turn)):
+        asyncio.run(later(100))
+        assert committed(database)[-2:] == [100, 101]
+        asyncio.run(database.execute("DELETE FROM things"))
+        turn += 1
+    assert turn > 0
+    assert database.stats().in_use == 0
 
 
 def test_who_waits_for_its_turn_is_refused_when_the_block_has_ended(database: Database) -> None:

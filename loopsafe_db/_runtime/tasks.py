@@ -1,0 +1,18 @@
+"""What asyncio's tasks wait for: private names of asyncio, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+def stuck_on(task: asyncio.Task[Any] | None) -> asyncio.Future[Any] | None:
+    """Give the future that a task still waits for although it is done, or None.
+
+    The loop that runs the task wakes it up in its next turn. If it has not, an exception has struck in the loop itself,
+    out of a signal handler, and the task never runs again.
+    """
+    future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+    return future if future is not None and future.done() else None
