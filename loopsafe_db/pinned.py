@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import OpenTransaction
     from loopsafe_db.drivers.base import DriverTransaction
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.queries import CompiledText, Query
@@ -225,7 +224,7 @@ class PinnedConnection(Connection):
 
     # -- what SQLAlchemy's records call
 
-    def touch(self, touched: Touched) -> None:
+    def touch(self, touched: int) -> None:
         """Note what is about to be changed of the session."""
         if self._entry is not None:
             self._entry.touch(touched)

@@ -55,7 +55,7 @@ class CompiledText:
     keys: tuple[str, ...] | None = None
     text: str = ""
     statements: tuple[str, ...] = ()
-    touches: Touched = Touched.NOTHING
+    touches: int = Touched.NOTHING
 
     def arguments(self, values: Mapping[str, Any] | None) -> Any:
         """Put the values in order, or under the driver's names where it takes a mapping.

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 _PRAGMAS = {
@@ -622,7 +621,7 @@ class AiosqliteDriver:
             raw.pragmas = await raw._execute(_pragmas, raw.sqlite)  # noqa: SLF001
 
     async def reset_session(
-        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: GuardedConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         if raw.is_in_memory:  # all of it would be lost
             await raw._execute(_reset, raw.sqlite, raw.pragmas)  # noqa: SLF001

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
     class BaseRecord:
@@ -630,7 +629,7 @@ class AsyncpgDriver:
         """Do nothing: the server knows."""
 
     async def reset_session(
-        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: GuardedConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         query = libpq.reset_query(touched)
         if query is None:

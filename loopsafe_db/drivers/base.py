@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db._runtime.keys import LoopKey
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
 
@@ -293,7 +292,7 @@ class Driver(Protocol):
         """Note what a new session is like, after ``init``, where `reset_session` has to know it."""
 
     async def reset_session(
-        self, raw: Any, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: Any, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         """Make the session what it was when it was new; or close the connection, or raise.
 

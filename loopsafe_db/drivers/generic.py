@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
     from loopsafe_db._runtime.forks import SocketId
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 T = TypeVar("T")
@@ -291,7 +290,7 @@ class GenericDriver:
         """Do nothing: what was touched is closed."""
 
     async def reset_session(
-        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: GuardedConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         await self.close(raw)  # of what it can do, no driver that we know offers a reset
 

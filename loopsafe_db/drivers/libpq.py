@@ -110,7 +110,7 @@ def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[s
     return {**query, **settings, "application_name": _name(options, query.get("application_name"))}
 
 
-def reset_query(touched: Touched) -> str | None:
+def reset_query(touched: int) -> str | None:
     """Give what makes a session what it was; None if only closing it does."""
     if touched & Touched.BEYOND:
         return None

@@ -65,7 +65,6 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 # Seconds after which a wait looks at its socket unasked. psycopg does at 0.1: that costs, and a registration that is
@@ -637,7 +636,7 @@ class PsycopgDriver:
         """Do nothing: the server knows."""
 
     async def reset_session(
-        self, raw: GuardedConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: GuardedConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         query = libpq.reset_query(touched)
         if query is None:

@@ -7,7 +7,6 @@ user's peace. What a function of the user's does cannot be seen.
 from __future__ import annotations
 
 import re
-from enum import IntFlag
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 _LONG = 4_000  # characters; longer ones are hardly sent twice, and would be kept
 
 
-class Touched(IntFlag):
-    """What the next user of a session must not meet.
+class Touched:
+    """What the next user of a session must not meet: bits of an int, for an enum's take a microsecond each.
 
     Attributes:
         SETTINGS: Whatever a reset undoes: settings, roles, locks, channels, cursors, temporary tables.
@@ -72,7 +71,7 @@ _OTHER = _pattern(
 _PATTERNS = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}
 
 
-def touched_by(statements: Iterable[str], dialect: str) -> Touched:
+def touched_by(statements: Iterable[str], dialect: str) -> int:
     """Tell what statements may change of their session.
 
     Args:
@@ -83,16 +82,16 @@ def touched_by(statements: Iterable[str], dialect: str) -> Touched:
     touched = Touched.NOTHING
     for statement in statements:
         for found in pattern.finditer(statement):
-            touched |= Touched[found.lastgroup or ""]
+            touched |= getattr(Touched, found.lastgroup or "")
     return touched
 
 
-def touched_by_sql(sql: str, dialect: str) -> Touched:
+def touched_by_sql(sql: str, dialect: str) -> int:
     """Tell what SQL may change of its session that SQLAlchemy has made, or passes on."""
     return _read(sql, dialect) if len(sql) > _LONG else _known(sql, dialect)
 
 
-def _read(sql: str, dialect: str) -> Touched:
+def _read(sql: str, dialect: str) -> int:
     return touched_by(lexer.statements(lexer.tokens(sql, dialect)), dialect)
 
 

@@ -62,7 +62,7 @@ class PoolEntry(_ConnectionRecord):
     in_doubt: bool = False
     interrupted: bool = False
     suspect: bool = False
-    touched: Touched = Touched.NOTHING
+    touched: int = Touched.NOTHING
     handed_out: Any = None
     dbapi_connection: Any
     fairy_ref: Any
@@ -127,7 +127,7 @@ class PoolEntry(_ConnectionRecord):
             await_only(self._lender.set_up(self))
         return connection
 
-    def touch(self, touched: Touched) -> None:
+    def touch(self, touched: int) -> None:
         """Note what is about to be changed of the session."""
         self.touched |= touched
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.engines.entry import PoolEntry
 
 
@@ -54,7 +53,7 @@ class Pinned(Protocol):
     def refuse_isolation(self, level: str) -> None:
         """Refuse a level that is stricter than that of the transaction."""
 
-    def touch(self, touched: Touched) -> None:
+    def touch(self, touched: int) -> None:
         """Note what is about to be changed of its session."""
 
     @property
@@ -103,7 +102,7 @@ class PinnedRecord(_ConnectionRecord):
         await_only(find())
         return self.dbapi_connection
 
-    def touch(self, touched: Touched) -> None:
+    def touch(self, touched: int) -> None:
         """Note what is about to be changed of the session."""
         self._pinned.touch(touched)
 

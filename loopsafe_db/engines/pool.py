@@ -469,7 +469,7 @@ class ConnectionPool:
         return self.lending.take_idle(lambda e: e.fresh_until <= now and e.home in homes)
 
 
-def _untouched(options: DatabaseOptions) -> Touched:
+def _untouched(options: DatabaseOptions) -> int:
     if callable(options.reset):
         return Touched.USED
     return Touched.SETTINGS if options.reset == "always" else Touched.NOTHING

@@ -200,6 +200,20 @@ LOOP_UVLOOP = Case(
     serial=True,
 )
 
+TOUCHED = Case(
+    "touched",
+    "A block that sets something for its session",
+    (
+        Contender("asyncpg.Pool", "bare_asyncpg", "pool block", 100),
+        Contender(OURS, "loopsafe", "touched block", 100),
+    ),
+    (_ours_over(("asyncpg.Pool",), Goal(1)),),
+    serial=True,
+    text="A connection for a block with one statement, a `SET`, and a reset at its end: asyncpg.Pool always sends one, "
+    "loopsafe_db [where something may have been touched](../explanation/what-a-connection-remembers.md), and then "
+    "undoes more.",
+)
+
 ROWS = Case(
     "rows",
     "`fetch_all`, 100 rows of 3 columns",
@@ -373,6 +387,7 @@ ALL = (
     RUN_AIOSQLITE,
     LOOP,
     LOOP_UVLOOP,
+    TOUCHED,
     ROWS,
     PROCESS_SCOPE,
     MANY,

@@ -25,6 +25,7 @@ LAST_ROW = (100, 200, "row 100")
 
 MANY = [(n, f"name {n}", n / 7) for n in range(10_000)]
 
+SETS = "SET statement_timeout = '54321ms'"  # for the session
 SERIES = "SELECT i, i + 1 AS j FROM generate_series(1, CAST({} AS int)) AS i"
 
 

@@ -13,6 +13,7 @@ from tests.benchmarks.harness import (
     NUMBERED,
     ROWS,
     SERIES,
+    SETS,
     Child,
     Outcome,
     in_one_loop,
@@ -50,6 +51,19 @@ def pool(child: Child) -> Any:
 
     opened = child.long_loop.run(open_pool())
     return in_one_loop(child, lambda n: opened.fetchval(NUMBERED, n))
+
+
+def pool_block(child: Child) -> Any:
+    async def open_pool() -> Any:
+        return await asyncpg.create_pool(child.url, min_size=1, max_size=5)
+
+    opened = child.long_loop.run(open_pool())
+
+    async def job(n: int) -> Any:
+        async with opened.acquire() as connection:
+            return n if await connection.execute(SETS) == "SET" else None
+
+    return in_one_loop(child, job)
 
 
 def rows(child: Child) -> Any:
@@ -100,6 +114,7 @@ CASES = {
     "connect per run": connect_per_run,
     "held": held,
     "pool": pool,
+    "pool block": pool_block,
     "rows": rows,
     "many": many,
     "cursor": cursor,

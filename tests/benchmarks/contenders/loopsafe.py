@@ -15,6 +15,7 @@ from tests.benchmarks.harness import (
     NAMED,
     ROWS,
     SERIES,
+    SETS,
     Child,
     Outcome,
     call_each,
@@ -51,6 +52,16 @@ def long_loop(child: Child) -> Any:
 def long_loop_process_scope(child: Child) -> Any:
     database = Database(child.url, scope="process")
     return in_one_loop(child, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+
+def touched_block(child: Child) -> Any:
+    database = Database(child.url)
+
+    async def job(n: int) -> Any:
+        async with database.connection() as connection:
+            return n if await connection.execute(SETS) is None else None
+
+    return in_one_loop(child, job)
 
 
 def rows(child: Child) -> Any:
@@ -133,6 +144,7 @@ CASES = {
     "run psycopg": run_per_job_psycopg,
     "run aiosqlite": run_per_job_aiosqlite,
     "loop": long_loop,
+    "touched block": touched_block,
     "process scope": long_loop_process_scope,
     "rows": rows,
     "many": many,

@@ -29,7 +29,6 @@ from loopsafe_db.records import Record, RecordKeys, TupleRecord
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from loopsafe_db.drivers.session_state import Touched
     from loopsafe_db.options import DatabaseOptions
 
 
@@ -233,7 +232,7 @@ class PlainDriver:
         pass
 
     async def reset_session(
-        self, raw: PlainConnection, touched: Touched, initialise: Callable[[], Awaitable[None]]
+        self, raw: PlainConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
         raw.close()
 
