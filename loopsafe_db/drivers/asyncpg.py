@@ -645,6 +645,7 @@ class AsyncpgDriver:
 
     def take_back(self, raw: GuardedConnection, handed_out: Any, taken_at: str) -> None:
         raw.guarded_lease += 1
+        raw.guarded_forgotten += 1  # what SQLAlchemy has prepared is refused, too: it makes others
         handed_out._detach()  # noqa: SLF001
 
     def is_closed(self, raw: GuardedConnection) -> bool:

@@ -451,6 +451,18 @@ async def test_an_engines_raw_connection_that_was_kept_is_refused(database: Data
                 await raw.execute("SELECT 1")
 
 
+async def test_what_sqlalchemy_has_prepared_is_of_use_after_a_raw_connection(
+    database: Database,
+) -> None:
+    async with closing(alone(database)) as one, one.session() as session:
+        await session.execute(sa.text("SELECT 1"))
+        await session.rollback()
+        async with one.connection() as connection:
+            await connection.raw_connection.execute("SELECT 2")
+
+        assert await session.scalar(sa.text("SELECT 1")) == 1
+
+
 async def test_what_asyncpg_makes_of_a_raw_connection_is_refused_after_the_block(
     postgres_url: str,
 ) -> None:
