@@ -29,7 +29,7 @@ from loopsafe_db.errors import (
     TransactionAborted,
     TransactionError,
 )
-from loopsafe_db.queries import compile_text
+from loopsafe_db.queries import compile_text, explain
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.streams import BATCH, ClauseCursor, Rows, RowStream
 from loopsafe_db.transaction import Transaction
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from loopsafe_db.queries import CompiledText, Query
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 STRANGER_DELAY = (
     0.01  # seconds between two looks at a transaction of a task of perhaps another loop
 )
@@ -199,8 +200,8 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
-            return await self.run(
-                lambda raw: self._driver.fetch_all(raw, compiled.sql, args, limit)
+            return await self._run_text(
+                compiled, lambda raw: self._driver.fetch_all(raw, compiled.sql, args, limit)
             )
         return (await self._run_clause(query, values, timeout))[0]
 
@@ -211,8 +212,8 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
-            return await self.run(
-                lambda raw: self._driver.fetch_one(raw, compiled.sql, args, limit)
+            return await self._run_text(
+                compiled, lambda raw: self._driver.fetch_one(raw, compiled.sql, args, limit)
             )
         rows, _ = await self._run_clause(query, values, timeout)
         return rows[0] if rows else None
@@ -236,7 +237,9 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
-            return await self.run(lambda raw: self._driver.execute(raw, compiled.sql, args, limit))
+            return await self._run_text(
+                compiled, lambda raw: self._driver.execute(raw, compiled.sql, args, limit)
+            )
         rows, outcome = await self._run_clause(query, values, timeout)
         return rows[0][0] if rows else outcome
 
@@ -255,8 +258,10 @@ class Connection:
         rows = compiled.many(values)
         self._note_text(compiled)
         limit = self._limit(timeout)
-        return await self.run(
-            lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit), begins=True
+        return await self._run_text(
+            compiled,
+            lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit),
+            begins=True,
         )
 
     def iterate(
@@ -557,7 +562,11 @@ class Connection:
         """Begin to read rows, inside a transaction, in a turn."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            return await self._driver.open_cursor(self._raw, compiled.sql, args)
+            try:
+                return await self._driver.open_cursor(self._raw, compiled.sql, args)
+            except Exception as error:
+                self._explained(error, compiled)
+                raise
         self._check_clause(query)
         if self._entry is not None:
             self._entry.in_doubt = False  # but while the dialect asks the server: see `mark_doubt`
@@ -567,7 +576,7 @@ class Connection:
                 lambda: self._core().execute(query, values or {}, execution_options=options)
             )
         except sa.exc.DBAPIError as error:
-            raise self._driver.original(error) from None
+            raise self._explained(self._driver.original(error), error.statement) from None
         return ClauseCursor(result)
 
     def drops_plans(self, error: BaseException) -> bool:
@@ -620,6 +629,24 @@ class Connection:
             ReleasedError: The block of the connection has ended before it was this task's turn.
         """
         return await self._in_turn(lambda: self._do(operation, begins=begins))
+
+    async def _run_text(
+        self,
+        compiled: CompiledText,
+        operation: Callable[[Any], Awaitable[T]],
+        *,
+        begins: bool = False,
+    ) -> T:
+        """Run what the driver does with a text; what fails tells with which."""
+        try:
+            return await self.run(operation, begins=begins)
+        except Exception as error:
+            self._explained(error, compiled)
+            raise
+
+    def _explained(self, error: E, query: CompiledText | str | None) -> E:
+        explain(error, query, self._pool.options.url)
+        return error
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         return await self._noted((self._settled if begins else self._await)(operation(self._raw)))
@@ -707,9 +734,9 @@ class Connection:
                 async with asyncio.timeout(limit):
                     return await self._execute_clause_again(query, values)
             except TimeoutError as error:
-                raise StatementTimeout(limit) from error
+                raise self._explained(StatementTimeout(limit), str(query)) from error
         except sa.exc.DBAPIError as error:
-            raise self._driver.original(error) from None
+            raise self._explained(self._driver.original(error), error.statement) from None
 
     async def _execute_clause_again(self, query: Any, values: Any) -> tuple[list[Record], Any]:
         """Run a clause, and once more where that may help."""

@@ -16,7 +16,7 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
-from loopsafe_db.queries import compile_text
+from loopsafe_db.queries import compile_text, explain
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.transaction import Transaction
 from loopsafe_db.url import hidden, masked
@@ -388,6 +388,7 @@ async def _once(
         entry.in_doubt = False
     except BaseException as error:
         pool.returning.note_error(entry, error)
+        explain(error, compiled, pool.options.url)
         raise
     finally:
         await pool.returning.release(entry)

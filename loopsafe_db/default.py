@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loopsafe_db.database import Database, _restore
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.factory import make_options
-from loopsafe_db.errors import InvalidSettingError, InvalidURLError
+from loopsafe_db.errors import InvalidSettingError, InvalidURLError, MissingURLError
 from loopsafe_db.settings import load_options
 from loopsafe_db.url import DatabaseURL, hidden
 
@@ -46,8 +46,11 @@ def get_database(name: str = "default") -> Database:
     except KeyError:
         name = hidden(name)
     name = _checked(name)
-    # Threads that race share one.
-    return _handles.setdefault(name, _named(name, load_options(name)))
+    try:
+        options = load_options(name)
+    except MissingURLError as error:
+        raise MissingURLError(name, error.variables, sorted(_handles)) from None
+    return _handles.setdefault(name, _named(name, options))  # threads that race share one
 
 
 def configure(url: str | URL, *, name: str = "default", **options: Unpack[Options]) -> Database:

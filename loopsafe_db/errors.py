@@ -284,7 +284,7 @@ class QueryError(MisuseError):
     """A query, its parameters or a column asked of its rows do not fit together."""
 
     code = "LDB108"
-    hint = "write parameters as :name, and give a value for each name and for no other"
+    hint = "write parameters as :name, not as $1, %s or ?, and give a value for each name and for no other"
 
 
 class CopyError(QueryError):
@@ -329,20 +329,23 @@ class MissingURLError(ConfigurationError):
     Attributes:
         name: Name of the database asked for.
         variables: The environment variables that were looked at.
+        known: The names that have a handle in this process.
     """
 
     code = "LDB201"
     name: str
     variables: tuple[str, ...]
+    known: tuple[str, ...]
 
-    def __init__(self, name: str, variables: Sequence[str]) -> None:
-        super().__init__(name, variables)
-        self.name, self.variables = name, tuple(variables)
+    def __init__(self, name: str, variables: Sequence[str], known: Sequence[str] = ()) -> None:
+        super().__init__(name, variables, known)
+        self.name, self.variables, self.known = name, tuple(variables), tuple(known)
 
     def describe(self) -> str:
         where = ", ".join(self.variables)
+        others = f"; there is {', '.join(map(repr, self.known))}" if self.known else ""
         return (
-            f"no URL for database {self.name!r}: {where} not set, in the environment or in .env\n"
+            f"no URL for database {self.name!r}{others}: {where} not set, in the environment or in .env\n"
             f"HINT: export {self.variables[0]}=postgresql://user@host/database, "
             "or call loopsafe_db.configure(url=...) before the first get_database()"
         )
@@ -408,7 +411,7 @@ class InvalidSettingError(ConfigurationError):
     """A setting has a value that it cannot have."""
 
     code = "LDB205"
-    hint = "see docs/reference/settings.md for what each setting takes"
+    hint = "`python -m pydoc loopsafe_db.options` tells what each option takes"
 
 
 class ServerUnavailableError(ConfigurationError):
@@ -463,7 +466,10 @@ class ConnectError(DriverError, ConnectionError):
     """
 
     code = "LDB401"
-    hint = "check host and port, and that the server runs and takes connections from here"
+    hint = (
+        "check host and port, and that the server runs and takes connections from here; with SQLite, "
+        "check the path and who may write there"
+    )
     target: str
     reason: str
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
@@ -302,6 +303,8 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
     Raises:
         ConfigurationError: One cannot be.
     """
+    refuse_other(keywords, "pool", PoolLimits, "PoolLimits(max_connections=5)")
+    refuse_other(keywords, "timeouts", Timeouts, "Timeouts(statement=5)")
     said: dict[str, Any] = {}
     for name, number in HANDLE_NAMES.items():
         if name in url.query:
@@ -317,6 +320,28 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
         pool = replace(pool, idle_timeout=said["max_inactive_connection_lifetime"] or None)
     timeouts: Timeouts = keywords.get("timeouts", Timeouts())
     return pool, replace(timeouts, statement=said.get("command_timeout", timeouts.statement))
+
+
+def refuse_other(keywords: Mapping[str, Any], name: str, kind: type, example: str) -> None:
+    """Refuse what is not of that kind.
+
+    Raises:
+        InvalidSettingError: It is not.
+    """
+    if not isinstance(keywords.get(name, kind()), kind):
+        raise InvalidSettingError(
+            f"{name} takes {name}={example}, not {type(keywords[name]).__name__}"
+        )
+
+
+def nearest(name: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    """Say what somebody may have meant who wrote a name that is not known, but perhaps elsewhere."""
+    known = sorted(known)
+    if name in elsewhere:
+        return f"here that is {elsewhere[name]}"
+    if close := get_close_matches(name, known, n=1, cutoff=0.7):
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known)}"
 
 
 def _hurried(limits: PoolLimits) -> PoolLimits:

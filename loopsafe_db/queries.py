@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from loopsafe_db import lexer
 from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.session_state import Touched, touched_by
-from loopsafe_db.errors import QueryError
+from loopsafe_db.drivers.url import describe_target
+from loopsafe_db.errors import ConfigurationError, MisuseError, PoolError, QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Dialect, Executable
+    from sqlalchemy import URL, Dialect, Executable
 
 Query: TypeAlias = "str | Executable"
 
@@ -26,6 +28,9 @@ _BUDGET = 4 << 20  # bytes of texts that are kept
 _LONGEST = 64 << 10  # bytes: longer texts are hardly sent twice
 _OVERHEAD = 1 << 10  # bytes that a text costs beside its characters
 _SHOWN = 200  # characters of a text in an error
+_PLACES_SHOWN = 20  # parameters that it names
+_PASSWORD = re.compile(r"(?i)(\bpassword|\bidentified\s+by)\s+'[^']*('|$)")
+_SPEAKS_ITSELF = (MisuseError, ConfigurationError, PoolError)
 # How our own drivers take arguments; of others, SQLAlchemy's dialect knows.
 _PARAMSTYLES = {
     "postgresql+loopsafe_asyncpg": "numeric_dollar",
@@ -89,7 +94,10 @@ class CompiledText:
 
     def _mismatch(self, values: object) -> str:
         if values is not None and not isinstance(values, Mapping):
-            return f"values must be a mapping of parameter names, not {type(values).__name__}"
+            return (
+                'values must be a mapping of parameter names, such as {"id": 1}, and of execute_many a list of '
+                f"such mappings; not {type(values).__name__}"
+            )
         given = set(values or ())
         missing, unknown = sorted(self.names - given), sorted(map(str, given - self.names))
         parts = [f"no value for :{name}" for name in missing] + [
@@ -104,6 +112,24 @@ def _shown(text: str, place: int) -> str:
     start = max(place - _SHOWN // 2, 0) if len(text) > _SHOWN else 0
     end = start + _SHOWN
     return f"{'…' * (start > 0)}{text[start:end]}{'…' * (end < len(text))}"
+
+
+def explain(error: BaseException, query: CompiledText | str | None, url: URL) -> None:
+    """Add a note to what the driver, or a time-out, says of a query: which one, and where; no value of it."""
+    if query is None or not isinstance(error, Exception) or isinstance(error, _SPEAKS_ITSELF):
+        return
+    text, meant = (query, "") if isinstance(query, str) else (query.text, _meant(query))
+    shown = _PASSWORD.sub(r"\1 '***'", _shown(text, 0))
+    error.add_note(f"query: {shown}{meant}\non {describe_target(url)}")
+
+
+def _meant(query: CompiledText) -> str:
+    """Tell what the driver's numbers stand for."""
+    if not query.names:
+        return "\nHINT: write parameters as :name, not as $1" if "$1" in query.text else ""
+    sign = "$" if "$1" in query.sql else "parameter "
+    places = [f"{sign}{place} is :{name}" for place, name in enumerate(query.order, 1)]
+    return f"\nwhere {', '.join(places[:_PLACES_SHOWN])}"
 
 
 class _Texts:

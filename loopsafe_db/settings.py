@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import InvalidSettingError, MissingURLError
-from loopsafe_db.options import PoolLimits, Timeouts
+from loopsafe_db.options import PoolLimits, Timeouts, nearest
 
 if TYPE_CHECKING:
     from loopsafe_db.options import DatabaseOptions
 
 _PREFIX = "LOOPSAFE_DB_"
+_ELSEWHERE = {"POOL_SIZE": "MAX_CONNECTIONS", "MAX_SIZE": "MAX_CONNECTIONS"}
 
 
 class LoopsafeSettings(BaseSettings):
@@ -72,6 +76,7 @@ def load_options(name: str) -> DatabaseOptions:
             for item in error.errors(include_input=False)
         )
         raise InvalidSettingError(wrong) from None  # pydantic's own text shows the input
+    _warn_of_unknown(prefix)
     url, variables = settings.url, [f"{prefix}URL"]
     if name == "default":
         variables.append("DATABASE_URL")
@@ -99,6 +104,18 @@ def load_options(name: str) -> DatabaseOptions:
     least = min(options.pool.min_connections, share)
     limits = replace(options.pool, max_connections=share, min_connections=least)
     return replace(options, pool=limits)
+
+
+def _warn_of_unknown(prefix: str) -> None:
+    """Warn of variables that nobody reads; those of a named database, which is told by its URL, are that one's."""
+    found = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}
+    fields = {name.upper() for name in LoopsafeSettings.model_fields}
+    own = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
+    others = tuple(name.removesuffix("URL") for name in own if name.endswith("_URL"))
+    for rest, name in own.items():
+        if rest not in fields and not rest.startswith(others):
+            meant = nearest(rest, fields, _ELSEWHERE)
+            warnings.warn(f"{name} is not read: no setting {rest}; {meant}", stacklevel=4)
 
 
 def _share(settings: LoopsafeSettings, prefix: str) -> int | None:

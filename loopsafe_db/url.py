@@ -18,6 +18,7 @@ _USERINFO = re.compile(
     r"[@/?#\[\]\s]"
 )  # what ends a user or a password, if it stands there as it is
 _SECRET_VALUES = re.compile(r"([?&][^=&#]*pass(?:word|wd)?=)[^&#]*", re.IGNORECASE)
+_QUOTES = ("'", '"')
 _DECODES_DATABASE = make_url("x:///%41").database == "A"  # SQLAlchemy does so from 2.1
 
 
@@ -197,6 +198,11 @@ def _restored(kind: type[Any], parts: tuple[Any, ...], text: str | None) -> Any:
 
 
 def _read(text: str) -> URL:
+    if text[:1] in _QUOTES or text != text.strip():
+        raise InvalidURLError(
+            "there are quotes, blanks or a newline around the URL: they belong to the shell or the file that it "
+            "comes from; remove them"
+        )
     try:
         parts = make_url(text)
     except (ArgumentError, ValueError):

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 from weakref import WeakSet
 
 import aiosqlite
@@ -485,6 +485,11 @@ class AiosqliteDriver:
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         refuse_postgresql_options(options)
+        if host := options.url.host:
+            raise InvalidURLError(
+                f"sqlite:// has no host, and {host!r} stands in its place: write three slashes before a path, "
+                f"sqlite:///{host}, and four before one that begins at the root"
+            )
         query = known_query(options, _NAMES)
         pragmas = {"journal_mode": "wal", "foreign_keys": "on"}
         for name, words in _PRAGMAS.items():
@@ -538,7 +543,7 @@ class AiosqliteDriver:
                 options.target, f"no answer within {options.timeout:g} s"
             ) from error
         except sqlite3.Error as error:
-            raise ConnectError(options.target, str(error)) from error
+            raise ConnectError(options.target, _reason(error, given["database"])) from error
         except asyncio.CancelledError:
             opener.give_up()
             raise
@@ -681,6 +686,20 @@ def _database(path: str, query: Mapping[str, str]) -> str:
     if not path.startswith("file:"):
         path = f"file:{quote(path)}"
     return f"{path}{'&' if '?' in path else '?'}{urlencode(query)}"
+
+
+def _reason(error: sqlite3.Error, database: str) -> str:
+    """Say why SQLite cannot open a file, which it keeps to itself."""
+    name = database.partition("?")[0]
+    path = unquote(name.removeprefix("file:")) if name.startswith("file:") else database
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        return f"{error}: {path} is a folder; name a file in it"
+    if folder and not os.path.isdir(folder):
+        return f"{error}: there is no folder {folder}; make it first, or mend the path"
+    if not os.path.exists(path):
+        return f"{error}: there is no file {path}, and it may not be made"
+    return str(error)
 
 
 def _stop_marker() -> object:

@@ -595,6 +595,8 @@ class AsyncpgDriver:
 
     def transaction(self, raw: GuardedConnection, options: TransactionOptions) -> Any:
         raw._check_open()  # noqa: SLF001
+        if options.isolation is not None:
+            libpq.isolation(options.isolation)
         return AsyncpgTransaction(raw, options.isolation, options.readonly, options.deferrable)
 
     def original(self, error: BaseException) -> BaseException:

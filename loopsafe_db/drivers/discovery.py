@@ -98,7 +98,7 @@ def _import(drivername: str, known: _Known) -> Driver:
         if error.name != known.package:
             raise
         name = drivername.partition("+")[2] or known.package
-        raise MissingDriverError(name, known.package, known.extra) from error
+        raise MissingDriverError(name, known.package, known.extra) from None
 
 
 def _find_others(drivername: str) -> Driver | None:
@@ -124,7 +124,7 @@ def _make_generic(drivername: str) -> Driver:
     except ModuleNotFoundError as error:
         name = drivername.partition("+")[2] or drivername
         extra = "mysql" if error.name in ("aiomysql", "pymysql") else ""
-        raise MissingDriverError(name, error.name or name, extra) from error
+        raise MissingDriverError(name, error.name or name, extra) from None
 
 
 def _names() -> list[str]:

@@ -16,7 +16,12 @@ from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import known_query
-from loopsafe_db.errors import InvalidSettingError, InvalidURLError, PgBouncerError
+from loopsafe_db.errors import (
+    InvalidSettingError,
+    InvalidURLError,
+    PgBouncerError,
+    TransactionError,
+)
 from loopsafe_db.options import WHOLE
 
 if TYPE_CHECKING:
@@ -40,6 +45,12 @@ _VALUES = {  # the libpq names that take one of a few words
         "prefer-standby",
     ),
     "gssencmode": ("disable", "prefer", "require"),
+}
+_ISOLATION = {
+    "serializable": "SERIALIZABLE",
+    "repeatable_read": "REPEATABLE READ",
+    "read_committed": "READ COMMITTED",
+    "read_uncommitted": "READ UNCOMMITTED",
 }
 SSL_FILES = ("sslrootcert", "sslcert", "sslkey")
 ROLLED_BACK = "ROLLBACK"  # what the server answers to a COMMIT that it refuses
@@ -273,3 +284,15 @@ def name_engines_pgbouncer(
         if not await_only(is_elsewhere(raw)):
             return  # by DISCARD ALL or DEALLOCATE ALL
     name_pgbouncer(error)
+
+
+def isolation(level: str) -> str:
+    """Give an isolation level as PostgreSQL writes it.
+
+    Raises:
+        TransactionError: There is none of that name.
+    """
+    if level not in _ISOLATION:
+        known = ", ".join(map(repr, _ISOLATION))
+        raise TransactionError(f"PostgreSQL has no isolation level {level!r}, only {known}")
+    return _ISOLATION[level]

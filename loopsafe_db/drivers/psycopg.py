@@ -49,7 +49,6 @@ from loopsafe_db.errors import (
     InvalidSettingError,
     StatementTimeout,
     TransactionAborted,
-    TransactionError,
     UnsupportedLoopError,
 )
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
@@ -71,11 +70,6 @@ if TYPE_CHECKING:
 # new at a fork is one that uvloop's child stumbles over.
 _SELDOM = 3600.0
 _serials = itertools.count(1)  # for the names of savepoints and cursors
-_ISOLATION = {
-    "serializable": "SERIALIZABLE",
-    "repeatable_read": "REPEATABLE READ",
-    "read_committed": "READ COMMITTED",
-}
 # libpq keeps the SQLSTATE of a refused connection to itself; what is left is the text.
 _REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|no password supplied|is not permitted to log in"
@@ -808,12 +802,7 @@ def _affected(cursor: RecordCursor) -> int | None:
 def _begin(options: TransactionOptions) -> str:
     words = ["BEGIN"]
     if options.isolation is not None:
-        if options.isolation not in _ISOLATION:
-            raise TransactionError(
-                f"PostgreSQL has no isolation level {options.isolation!r}, only "
-                + ", ".join(map(repr, _ISOLATION))
-            )
-        words.append(f"ISOLATION LEVEL {_ISOLATION[options.isolation]}")
+        words.append(f"ISOLATION LEVEL {libpq.isolation(options.isolation)}")
     if options.readonly:
         words.append("READ ONLY")
     if options.deferrable:

@@ -42,6 +42,7 @@ from loopsafe_db.options import (
     Options,
     PoolLimits,
     limits,
+    nearest,
 )
 from loopsafe_db.url import hidden
 
@@ -56,6 +57,17 @@ _ONE_FOR_EVER = PoolLimits(
     1, idle_timeout=None
 )  # what only one connection has would be lost with it
 
+# How SQLAlchemy and psycopg_pool call what we have under another name, or not at all.
+_ELSEWHERE = {
+    "echo": "logging.getLogger('sqlalchemy.engine').setLevel('INFO'), for clauses and sessions",
+    "max_connections": "pool=PoolLimits(max_connections=...) or max_size",
+    "max_overflow": "pool=PoolLimits(max_connections=...) or max_size, which nothing exceeds",
+    "pool_pre_ping": "pool=PoolLimits(pre_ping=True)",
+    "pool_recycle": "pool=PoolLimits(recycle=...)",
+    "pool_size": "pool=PoolLimits(max_connections=...) or max_size",
+    "pool_timeout": "timeouts=Timeouts(acquire=...)",
+}
+
 
 def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
     """Put a handle's URL and keyword arguments together; None is the default.
@@ -67,7 +79,11 @@ def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
     _hide_replicas(keywords)
     given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
     if unknown := given.keys() - Options.__optional_keys__:
-        raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
+        told = [
+            f"{name} ({nearest(name, Options.__optional_keys__, _ELSEWHERE)})"
+            for name in sorted(unknown)
+        ]
+        raise TypeError(f"no such option: {', '.join(told)}")
     parsed = parse_url(url)
     pool, timeouts = limits(parsed, given)
     context = given.pop("ssl") if isinstance(given.get("ssl"), SSLContext) else None

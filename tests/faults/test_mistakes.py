@@ -1,0 +1,234 @@
+"""What new users mistype ends with a message that names what, where and the cure."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db import Database, configure, get_database
+from loopsafe_db.errors import (
+    ConnectError,
+    InvalidSettingError,
+    InvalidURLError,
+    LoopsafeError,
+    MissingURLError,
+    QueryError,
+    StatementTimeout,
+    TransactionError,
+)
+from loopsafe_db.testing.conformance import SLOW
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+URL = "postgresql://u:hunter2@host/db"
+
+
+def printed(error: BaseException) -> str:
+    """What a user sees of an error that nobody handles."""
+    return "".join(traceback.format_exception(error))
+
+
+async def failing(work: Awaitable[Any]) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (each driver has its own)
+        await work
+    return printed(caught.value)
+
+
+@pytest.mark.parametrize("url", [f" {URL}", f"{URL}\n", f'"{URL}"', f"'{URL}'", f"{URL} "])
+def test_quotes_and_blanks_around_a_url_are_named(url: str) -> None:
+    with pytest.raises(
+        InvalidURLError, match="quotes, blanks or a newline around the URL"
+    ) as caught:
+        Database(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_two_slashes_before_a_sqlite_path_are_refused_at_once() -> None:
+    with pytest.raises(InvalidURLError, match=r"three slashes before a path, sqlite:///x\.db"):
+        Database("sqlite://x.db")
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"pool": {"max_connections": 5}}, r"pool=PoolLimits\(max_connections=5\), not dict"),
+        ({"pool": 5}, r"pool=PoolLimits\(max_connections=5\), not int"),
+        ({"timeouts": 5}, r"timeouts=Timeouts\(statement=5\), not int"),
+    ],
+)
+def test_limits_of_another_type_name_the_right_form(options: Any, cure: str) -> None:
+    with pytest.raises(InvalidSettingError, match=cure):
+        Database(URL, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "cure"),
+    [
+        ("echo", "setLevel"),
+        ("pool_size", "max_size"),
+        ("pgbounce", "did you mean pgbouncer?"),
+        ("colour", "known: application_name, "),
+    ],
+)
+def test_an_unknown_option_names_what_may_be_meant(option: str, cure: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        Database(URL, **{option: 1})  # type: ignore[arg-type]
+    assert f"no such option: {option} (" in str(caught.value)
+    assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "cure"),
+    [
+        ("MAX_CONECTIONS", "did you mean MAX_CONNECTIONS?"),
+        ("POOL_SIZE", "here that is MAX_CONNECTIONS"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, variable: str, cure: str
+) -> None:
+    monkeypatch.setenv(f"LOOPSAFE_DB_NO_{variable}_URL", URL)
+    monkeypatch.setenv(f"LOOPSAFE_DB_NO_{variable}_{variable}", "5")
+    with pytest.warns(UserWarning, match=f"_{variable}_{variable} is not read") as warned:
+        get_database(f"no_{variable}")
+    assert cure in str(warned[0].message)
+    assert warned[0].filename == __file__
+
+
+def test_variables_of_a_named_database_are_no_mistakes_of_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOOPSAFE_DB_OUTER_URL", URL)
+    monkeypatch.setenv("LOOPSAFE_DB_OUTER_INNER_URL", URL)
+    monkeypatch.setenv("LOOPSAFE_DB_OUTER_INNER_MAX_CONNECTIONS", "5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_database("outer")
+
+
+def test_a_name_without_a_url_tells_which_names_there_are() -> None:
+    configure(URL, name="reports")
+    with pytest.raises(MissingURLError, match=r"database 'alice'; there is .*'reports'") as caught:
+        get_database("alice")
+    assert pickle.loads(pickle.dumps(caught.value)).known == caught.value.known
+
+
+def test_a_missing_package_and_a_missing_url_are_one_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+    monkeypatch.delitem(sys.modules, "loopsafe_db.drivers.aiosqlite", raising=False)
+    mistakes: list[Callable[[], Database]] = [
+        lambda: Database("sqlite:///x.db"),
+        lambda: get_database("nobody"),
+    ]
+    for mistake in mistakes:
+        with pytest.raises(LoopsafeError) as caught:
+            mistake()
+        assert printed(caught.value).count("Traceback") == 1
+
+
+async def test_values_of_many_rows_are_a_list_of_mappings(database: Database) -> None:
+    query = "INSERT INTO things (id) VALUES (:id)"
+    wrong: list[Any] = [{"id": 1}, [(1,)], [1]]
+    for values in wrong:
+        with pytest.raises(QueryError, match=r'such as \{"id": 1\}, and of execute_many a list'):
+            await database.execute_many(query, values)
+
+
+async def test_an_unknown_isolation_level_names_those_that_there_are(database: Database) -> None:
+    with pytest.raises(
+        TransactionError, match=r"no isolation level 'seriaizable', only.*'serializable'"
+    ):
+        async with database.transaction(isolation="seriaizable"):
+            pass
+
+
+@pytest.mark.parametrize("path", ["direct", "connection", "iterate"])
+async def test_what_the_server_refuses_is_shown_with_the_query(
+    database: Database, path: str
+) -> None:
+    query = "SELECT name FROM nowhere WHERE id = :id AND name = :name"
+    values = {"id": 1, "name": "hunter2"}
+
+    async def ask() -> None:
+        if path == "direct":
+            await database.fetch_all(query, values)
+        elif path == "iterate":
+            await anext(database.iterate(query, values))
+        else:
+            async with database.connection() as connection:
+                await connection.fetch_all(query, values)
+
+    told = await failing(ask())
+
+    assert f"query: {query}" in told
+    assert "1 is :id" in told
+    assert "2 is :name" in told
+    assert "hunter2" not in told
+
+
+async def test_a_clause_that_the_server_refuses_is_shown(database: Database) -> None:
+    told = await failing(
+        database.fetch_all(sa.select(sa.column("a")).select_from(sa.text("nowhere")))
+    )
+    assert "query: SELECT a" in told
+
+
+async def test_a_literal_password_is_not_shown(database: Database) -> None:
+    told = await failing(database.execute("ALTER ROLES me PASSWORD 'hunter2'"))
+    assert "query: ALTER ROLES me PASSWORD '***'" in told
+
+
+async def test_a_value_of_a_wrong_type_names_its_parameter(postgres_url: str) -> None:
+    told = await failing(Database(postgres_url).fetch_val("SELECT CAST(:id AS int)", {"id": "x"}))
+    assert "$1 is :id" in told
+
+
+async def test_a_number_in_place_of_a_name_gets_the_cure(postgres_url: str) -> None:
+    for driver in ("asyncpg", "psycopg"):
+        db = Database(postgres_url.replace("postgresql", f"postgresql+{driver}", 1))
+        told = await failing(db.fetch_val("SELECT $1::int"))
+        assert "write parameters as :name, not as $1" in told
+
+
+async def test_a_statement_that_takes_too_long_is_named(database: Database) -> None:
+    query = SLOW[database.url.dialect]
+    with pytest.raises(StatementTimeout) as caught:
+        await database.fetch_val(query, timeout=0.05)
+    told = printed(pickle.loads(pickle.dumps(caught.value)))
+    assert f"query: {query[:20]}" in told
+    assert f"on {database.url.drivername}://" in told
+
+
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("{}/no/x.db", "there is no folder {}/no; make it first"),
+        ("{}", "{} is a folder; name a file in it"),
+        ("{}/x.db?mode=ro", "there is no file {}/x.db, and it may not be made"),
+    ],
+)
+def test_a_sqlite_file_that_cannot_be_opened_tells_why(tmp_path: Path, url: str, cure: str) -> None:
+    db = Database(f"sqlite:///{url.format(tmp_path)}")
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(db.fetch_val("SELECT 1"))
+    assert cure.format(tmp_path) in str(caught.value)
+    assert "with SQLite, check the path" in str(caught.value)
+
+
+def test_no_hint_leads_to_a_page_that_is_not_installed() -> None:
+    kinds = [LoopsafeError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+        assert "docs/" not in kind.hint
