@@ -1,0 +1,80 @@
+"""The comparison in README is what a run of all libraries gives, and what the pages say that it takes figures from."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.compatibility.environment import DATABASES, ROOT, python_with
+from tests.compatibility.met_again import LIBRARIES, PLACES, WITHOUT_A_POOL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(500)  # the package `databases` is installed by the first run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs/reference/benchmarks.md").read_text(encoding="utf-8")
+REMEMBERED = (ROOT / "docs/explanation/what-a-connection-remembers.md").read_text(encoding="utf-8")
+BENCHMARKED = ("loopsafe_db", "asyncpg.Pool", "psycopg_pool", "SQLAlchemy, one engine", "databases")
+
+
+def outcomes_of(library: str, url: str) -> dict[str, str]:
+    python: str | Path = sys.executable
+    if library == "databases":
+        python = python_with("databases", DATABASES)
+    done = subprocess.run(
+        (python, "-W", "ignore", "-m", "tests.compatibility.met_again", library, url),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """Give the cells of each line of a table, by its first one without links."""
+    found = {}
+    for line in page.splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found[re.sub(r"\[(.*?)\]\(.*?\)", r"\1", name)] = cells
+    return found
+
+
+def test_readme_shows_where_a_handle_works(postgres_url: str) -> None:
+    found = {library: outcomes_of(library, postgres_url) for library in LIBRARIES}
+    for place in PLACES:
+        assert rows_of(README)[place] == [found[library][place] for library in LIBRARIES], place
+
+
+def test_sqlalchemy_without_a_pool_works_everywhere(postgres_url: str) -> None:
+    assert set(outcomes_of(WITHOUT_A_POOL, postgres_url).values()) == {"works"}
+
+
+def test_readme_shows_what_a_connection_remembers() -> None:
+    assert (
+        rows_of(README)["what a `SET` is to the next user"]
+        == rows_of(REMEMBERED)["a setting, `SET`"]
+    )
+
+
+def test_readme_shows_the_times_of_the_benchmark() -> None:
+    section = BENCHMARKS.partition("### `fetch_val` in one long loop")[2].partition("###")[0]
+    times = rows_of(section.partition("time of one operation")[2])
+    shown = rows_of(README)["a `fetch_val` in one long loop"]
+    assert shown == [times[library][0] for library in BENCHMARKED]
+
+
+def test_ratios_in_readme_are_those_of_the_benchmark() -> None:
+    ratios = re.findall(r"([\d.]+) times", README)
+    assert ratios
+    for ratio in ratios:
+        assert f"**{ratio}x**" in BENCHMARKS, ratio
