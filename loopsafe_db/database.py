@@ -391,7 +391,8 @@ async def _once(
         explain(error, compiled, pool.options.url)
         raise
     finally:
-        await pool.returning.release(entry)
+        if not pool.returning.release_idle(entry):
+            await pool.returning.release(entry)
     return result
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
+import math
 import sys
 import time
 import weakref
@@ -19,12 +21,14 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
     from types import FrameType
 
 HAND_OVER_TIMEOUT = (
     0.05  # seconds for a loop to let go of an idle connection that another waits for
 )
 TAKE_TIMEOUT = 1.0  # seconds for whoever has the lock, which is held for microseconds
+SWEEP_EVERY = 1.1  # seconds from one look for lost connections to the next, while somebody waits
 LOST_TIMEOUT = 1.0  # seconds after which a place that is nowhere to be found is free again
 LoopRef = Callable[[], asyncio.AbstractEventLoop | None]  # a weak reference
 
@@ -56,48 +60,108 @@ class Slot(enum.Enum):
     Attributes:
         OPEN: In place of an idle entry: leave to open a connection.
         NUDGE: Nothing, but somebody should look at the queue.
+        RECALL: Nothing, but what was given to waiters that do not take it should be taken back.
     """
 
     OPEN = "open"
     NUDGE = "nudge"
+    RECALL = "recall"
 
 
-class _Waiter(Generic[E]):
-    """One caller's place in the queue; lives in the caller's loop."""
+class _Line:
+    """Those who wait in one loop, and the one timer that looks after them.
 
-    __slots__ = ("item", "leaving", "loop", "urgent", "woken")
+    They enter in the thread of that loop, without a lock; they are taken out under the lock. Who is cancelled stays,
+    and is passed over when its turn comes.
 
-    def __init__(self) -> None:
-        self.item: E | Slot | None = None  # set and taken back under the lock
-        self.leaving = self.urgent = False
-        self.loop = asyncio.get_running_loop()
-        self.woken: asyncio.Future[None] = self.loop.create_future()
+    Attributes:
+        loop_ref: The loop; who waits keeps it.
+        waiters: The first first.
+        served: Who was given something; it may be in `waiters`, too, if an exception struck in between.
+        timeout: Seconds that each may wait.
+        period: Seconds from one look of the timer to the next.
+        timer: Fires at `due` on the monotonic clock.
+        sweep_at: When it looks for lost connections next.
+    """
 
-    def wake(self, undeliverable: Callable[[_Waiter[E]], None]) -> None:
-        """Tell the caller that `item` is there; if its loop is gone, tell so."""
-        delivery = _Delivery(self, undeliverable)
-        with suppress(RuntimeError):  # the loop is closed: the delivery dies, and says so
-            self.loop.call_soon_threadsafe(delivery)
+    __slots__ = ("due", "loop_ref", "period", "served", "sweep_at", "timeout", "timer", "waiters")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        served: Container[_Waiter],
+    ) -> None:
+        self.loop_ref, self.timeout, self.served = weakref.ref(loop), timeout, served
+        self.period = min(HAND_OVER_TIMEOUT, timeout / 4)
+        self.waiters: deque[_Waiter] = deque()
+        self.timer: asyncio.TimerHandle | None = None
+        self.due = self.sweep_at = -math.inf
+
+    def first(self) -> _Waiter | None:
+        """Give who has waited longest, passing over who has left; under the lock."""
+        while self.waiters:
+            waiter = self.waiters[0]
+            if not waiter.leaving and waiter not in self.served:
+                return waiter
+            self.waiters.popleft()
+        return None
+
+    def enter_again(self, waiter: _Waiter) -> None:
+        """Put a waiter in its place, whose connection was recalled; under the lock."""
+        earlier = sum(other.ticket < waiter.ticket for other in list(self.waiters))
+        self.waiters.insert(earlier, waiter)
+
+    def expire(self) -> Iterator[_Waiter]:
+        """Take out who has waited for too long; under the lock."""
+        since = time.monotonic() - self.timeout
+        while (waiter := self.first()) is not None and waiter.since <= since:
+            self.waiters.popleft()
+            waiter.expired = True
+            yield waiter
 
 
-class _Delivery(Generic[E]):
-    """A wake-up under way. A loop that is closed before it comes to it drops it: then the item goes back."""
+class _Waiter:
+    """One caller's place in the queue; lives in the caller's loop.
 
-    __slots__ = ("_undeliverable", "_waiter")
+    Attributes:
+        ticket: Its number: who came first is served first, whatever the loop.
+        woken: Set, in its own loop, when it was given something or its time is over.
+        seen_at: When it was first seen not to have taken what it was given.
+    """
 
-    def __init__(self, waiter: _Waiter[E], undeliverable: Callable[[_Waiter[E]], None]) -> None:
-        self._waiter: _Waiter[E] | None = waiter
-        self._undeliverable = undeliverable
+    __slots__ = ("expired", "leaving", "line", "loop", "seen_at", "since", "ticket", "woken")
 
-    def __call__(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.woken.done():
-            waiter.woken.set_result(None)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, line: _Line, ticket: int, since: float
+    ) -> None:
+        self.loop, self.line, self.ticket, self.since = loop, line, ticket, since
+        self.leaving = self.expired = False
+        self.seen_at = math.inf
+        self.woken: asyncio.Future[None] = loop.create_future()
 
-    def __del__(self) -> None:
-        if self._waiter is not None:
-            self._waiter.leaving = True
-            self._undeliverable(self._waiter)
+    @property
+    def is_urgent(self) -> bool:
+        """Whether another loop had time enough to let go of an idle connection."""
+        return time.monotonic() - self.since >= HAND_OVER_TIMEOUT
+
+    def is_lost(self, now: float) -> bool:
+        """Tell whether it does not take what it was given: its loop does not run, or has lost the wake-up."""
+        self.seen_at = min(self.seen_at, now)
+        return now - self.seen_at > LOST_TIMEOUT or not self.loop.is_running()
+
+    def wake(self) -> None:
+        """Have it look at what it was given."""
+        if _runs_task(self.loop):
+            self.wake_here()
+        else:
+            with suppress(RuntimeError):  # the loop is closed: what it was given is recalled
+                self.loop.call_soon_threadsafe(self.wake_here)
+
+    def wake_here(self) -> None:
+        """Do so in its own loop."""
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Lending(Generic[E]):
@@ -127,6 +191,7 @@ class Lending(Generic[E]):
         sticky: bool,
         ask: Callable[[E], None],
         evict: Callable[[E], None],
+        sweep: Callable[[], None],
     ) -> None:
         """Say what may be lent.
 
@@ -136,14 +201,20 @@ class Lending(Generic[E]):
             sticky: Whether its home has to be closed, or to have let go of it, before.
             ask: Has the home of an idle connection let go of it (see `hand_over`), as soon as that loop runs.
             evict: Ends an idle connection whose home did not do so in time.
+            sweep: Takes back what is lost; called when somebody begins to wait, and now and then.
         """
         self.limit, self.open = limit, 0
         self.held: dict[E, LoopRef] = {}
         self._movable, self._sticky, self._ask, self._evict = movable, sticky, ask, evict
+        self._sweep = sweep
         self._idle: list[E] = []  # the one used last is last
         self._settled = self._retired = False
-        self._waiters: deque[_Waiter[E]] = deque()
-        self._inbox: deque[E | Slot | _Waiter[E]] = deque()
+        self._tickets = itertools.count()
+        self._lines: dict[int, _Line] = {}  # by id() of the loop, which may be gone
+        self._served: dict[_Waiter, E | Slot] = {}  # given, and not taken yet
+        self._to_wake: list[_Waiter] = []
+        self._asked: tuple[_Waiter, E] | None = None
+        self._inbox: deque[E | Slot | _Waiter | _Line] = deque()
         self._lock: Any = RLock()
         self._missing_since: float | None = None
 
@@ -155,11 +226,12 @@ class Lending(Generic[E]):
     @property
     def waiting(self) -> int:
         """How many callers wait."""
-        return len(self._waiters)
+        lines = list(self._lines.values())
+        return sum(not waiter.leaving for line in lines for waiter in list(line.waiters))
 
     def take_here(self, loop: asyncio.AbstractEventLoop) -> E | None:
         """Give the connection used last, if it was used in `loop`: the common case, without the lock."""
-        if self._waiters or not self._idle:
+        if not self._idle or (self._lines and self._is_awaited()):
             return None
         try:
             entry = self._idle.pop()
@@ -173,8 +245,10 @@ class Lending(Generic[E]):
 
     def take(self, loop: asyncio.AbstractEventLoop) -> E | Slot | None:
         """Give an idle entry, or leave to open a connection, or None: then it is time to `wait`."""
+        if self._lines and self._is_awaited():
+            return None
         with self._lock:
-            item = None if self._waiters else self._find(loop)
+            item = self._find(loop)
         if self._inbox:
             self._work()
         return item
@@ -184,22 +258,54 @@ class Lending(Generic[E]):
 
         A caller that is cancelled, times out or whose loop ends gives back what it was about to get.
         """
-        waiter: _Waiter[E] = _Waiter()
-        self._post(waiter)
+        loop = asyncio.get_running_loop()
+        now = time.monotonic()
+        line = self._line(loop, timeout, now)
+        waiter = _Waiter(loop, line, next(self._tickets), now)
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.wait([waiter.woken], timeout=HAND_OVER_TIMEOUT)
-                if not waiter.woken.done():
-                    waiter.urgent = True
-                    self._post(Slot.NUDGE)
+            line.waiters.append(waiter)
+            # Who puts back looks at the queue afterwards, as this looks at what is there: one sees the other.
+            if self._idle or self.open < self.limit or self._inbox:
+                self._post(Slot.NUDGE)
+            await waiter.woken
+            while (item := self._served.pop(waiter, None)) is None and not waiter.expired:
+                # The recall was faster.
+                waiter.woken, waiter.seen_at = loop.create_future(), math.inf
+                waiter.line = self._line(loop, timeout, time.monotonic())
+                self._post(waiter)
                 await waiter.woken
-        except BaseException as error:
+        except BaseException:
             waiter.leaving = True
             self._post(waiter)
-            if not isinstance(error, TimeoutError):
-                raise
-            return None
-        return waiter.item
+            raise
+        return item
+
+    def _line(self, loop: asyncio.AbstractEventLoop, timeout: float, now: float) -> _Line:
+        """Give the line of the running loop, looked after by a timer."""
+        line = self._lines.get(id(loop))
+        if line is None or line.loop_ref() is not loop:
+            line = self._lines[id(loop)] = _Line(loop, timeout, self._served)
+            self._look_after(loop, line)
+        elif line.due < now - LOST_TIMEOUT:
+            self._look_after(loop, line)  # an exception has struck in it
+        return line
+
+    def _look_after(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
+        now = time.monotonic()
+        line.due = now + line.period
+        if line.timer is not None:
+            line.timer.cancel()
+        line.timer = loop.call_later(line.period, self._tick, loop, line)
+        if line.sweep_at <= now:
+            line.sweep_at = now + SWEEP_EVERY
+            self._sweep()
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
+        if not line.waiters:
+            self._forget(id(loop), line)
+            return
+        self._look_after(loop, line)
+        self._post(line)
 
     def hold(self, entry: E) -> None:
         """Say which entry the running loop has made of its leave to open a connection."""
@@ -211,6 +317,26 @@ class Lending(Generic[E]):
             self._settled = True
             self._post(Slot.NUDGE)
 
+    def hand_on(self, entry: E, loop: asyncio.AbstractEventLoop) -> bool:
+        """Give what is returned in `loop` to the caller whose turn it is, if that is in `loop`, too: it stays lent."""
+        line = self._lines.get(id(loop))
+        if line is None or not line.waiters or not _runs_task(loop) or self._inbox or self._retired:
+            return False
+        if self._lock._is_owned() or not self._lock.acquire(blocking=False):  # noqa: SLF001
+            return False
+        try:
+            waiter = line.first()
+            if waiter is None or (len(self._lines) > 1 and self._next_line() is not line):
+                return False
+            self._served[waiter] = entry
+            line.waiters.popleft()
+        finally:
+            self._unlock()
+        waiter.wake_here()
+        if self._inbox:
+            self._work()
+        return True
+
     def give_back(self, entry: E) -> None:
         """Return an entry that was in `held`; one whose connection is gone leaves its place."""
         if entry.is_open and not self._retired:
@@ -220,20 +346,22 @@ class Lending(Generic[E]):
 
     def contended(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether another loop may soon need what is given back in `loop`."""
-        if self.open < self.limit:
-            return bool(self._waiters)
-        if self._waiters:
+        if self._lines and self._is_awaited():
             return True
+        if self.open < self.limit:
+            return False
         return any(ref() is not loop for ref in list(self.held.values())) or any(
             entry.home not in (None, loop) for entry in list(self._idle)
         )
 
     def take_lost(self) -> list[E]:
         """Take back what is lent in loops that are closed, or was to tasks that are done."""
+        self._post(Slot.RECALL)
+        given = set(self._served.values())
         lost = [
             (entry, ref)
             for entry, ref in list(self.held.items())
-            if is_gone(ref()) or entry.is_forgotten
+            if entry not in given and (is_gone(ref()) or entry.is_forgotten)
         ]
         return [entry for entry, ref in lost if self._claim(entry, ref)]
 
@@ -259,8 +387,7 @@ class Lending(Generic[E]):
 
     def look_again(self) -> None:
         """Say that connections may have come free without coming back: their loop is closed."""
-        if self._waiters:
-            self._post(Slot.NUDGE)
+        self._post(Slot.RECALL)
 
     def take_idle(self, wanted: Callable[[E], bool]) -> list[E]:
         """Take idle entries out, for good; frees their places."""
@@ -287,10 +414,17 @@ class Lending(Generic[E]):
         self._idle.append(entry)
         # Who began to wait since looks at the idle ones after queueing, as this looks at the queue after putting
         # back: one of them sees the other.
-        if self._waiters or self._retired:
+        if (self._lines and self._is_awaited()) or self._retired:
             self._post(Slot.NUDGE)
 
-    def _post(self, item: E | Slot | _Waiter[E]) -> None:
+    def _is_awaited(self) -> bool:
+        """Tell whether somebody waits; or nobody, who is cancelled."""
+        for line in list(self._lines.values()):  # noqa: SIM110 (any() takes twice the time)
+            if line.waiters:
+                return True
+        return False
+
+    def _post(self, item: E | Slot | _Waiter | _Line) -> None:
         self._inbox.append(item)
         self._work()
 
@@ -300,11 +434,11 @@ class Lending(Generic[E]):
             try:
                 if not self._lock.acquire(blocking=False):
                     return
-                served, asked, evicted = self._work_off()
+                woken, asked, evicted = self._work_off()
             finally:
                 self._unlock()
-            for waiter in served:
-                waiter.wake(self._post)
+            for waiter in woken:
+                waiter.wake()
             for entry in asked:
                 self._ask(entry)
             for entry in evicted:
@@ -333,8 +467,8 @@ class Lending(Generic[E]):
         if self._is_at_work():
             return
         with self._lock:
-            given = [waiter.item for waiter in list(self._waiters)]
-            known = len(self.held) + len(self._idle) + len(self._inbox) + len(given)
+            permits = sum(item is Slot.OPEN for item in list(self._served.values()))
+            known = len(self.held) + len(self._idle) + len(self._inbox) + permits
             now = time.monotonic()
             if self.open <= known:
                 self._missing_since = None
@@ -346,49 +480,90 @@ class Lending(Generic[E]):
 
     # -- these run under the lock
 
-    def _accept(self, item: E | Slot | _Waiter[E]) -> None:
+    def _accept(self, item: E | Slot | _Waiter | _Line) -> None:
         if isinstance(item, _Waiter):
             if item.leaving:
                 self._withdraw(item)
             else:
-                self._waiters.append(item)
+                item.line.enter_again(item)
+        elif isinstance(item, _Line):
+            self._to_wake.extend(item.expire())
+            self._recall()
+        elif item is Slot.RECALL:
+            self._recall()
         elif item is Slot.OPEN or (item is not Slot.NUDGE and not item.is_open):
             self.open -= 1
         elif item is not Slot.NUDGE:
             self._idle.append(item)
 
-    def _work_off(self) -> tuple[list[_Waiter[E]], list[E], list[E]]:
-        """Work the inbox off; give who got something, whom to ask, and whom to evict."""
+    def _work_off(self) -> tuple[list[_Waiter], list[E], list[E]]:
+        """Work the inbox off; give whom to wake up, whom to ask, and whom to evict."""
         while self._inbox:
             self._accept(self._inbox.popleft())
-        served, asked, evicted = self._serve() if self._waiters else ([], [], [])
+        asked, evicted = self._serve() if self._lines else ([], [])
         if self._retired:
             evicted = [entry for entry in list(self._idle) if self._pick(entry)]
-        return served, asked, evicted
+        woken, self._to_wake = self._to_wake, []
+        return woken, asked, evicted
 
-    def _withdraw(self, waiter: _Waiter[E]) -> None:
-        """Take a waiter out of the queue; what it was given but did not take goes to the next."""
-        with suppress(ValueError):
-            self._waiters.remove(waiter)
-        item, waiter.item = waiter.item, None
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Have a waiter passed over; what it was given but did not take goes to the next."""
+        waiter.line.first()
+        self._take_back(self._served.pop(waiter, None))
+
+    def _recall(self) -> None:
+        """Take back what was given to those who do not take it. They queue again, in their place, when they run."""
+        now = time.monotonic()
+        for waiter in list(self._served):
+            if waiter.is_lost(now) and (item := self._served.pop(waiter, None)) is not None:
+                self._take_back(item)
+                self._to_wake.append(waiter)
+        for key, line in list(self._lines.items()):
+            if is_gone(line.loop_ref()):
+                self._forget(key, line)
+
+    def _forget(self, key: int, line: _Line) -> None:
+        """Forget the line of a loop that is closed; a new loop's may have its key by now."""
+        taken = self._lines.pop(key, None)
+        if taken is not None and taken is not line:
+            self._lines.setdefault(key, taken)
+
+    def _take_back(self, item: E | Slot | None) -> None:
         if item is None or (not isinstance(item, Slot) and self.held.pop(item, None) is None):
-            return  # it had nothing, or the sweep was faster
+            return  # there is nothing, or the sweep was faster
         self._accept(item)
 
-    def _serve(self) -> tuple[list[_Waiter[E]], list[E], list[E]]:
-        """Hand out what is there, in the order of the queue; give who got something, whom to ask, and to evict."""
-        served: list[_Waiter[E]] = []
-        for waiter in list(self._waiters):
-            waiter.item = self._find(waiter.loop)
-            if waiter.item is None:
-                # What is idle now is so in other loops. The one that is longest may go, or has to.
-                elsewhere = list(self._idle)[:1]
-                if not waiter.urgent:
-                    return served, elsewhere, []
-                return served, [], [entry for entry in elsewhere if self._pick(entry)]
-            self._waiters.remove(waiter)
-            served.append(waiter)
-        return served, [], []
+    def _serve(self) -> tuple[list[E], list[E]]:
+        """Hand out what is there, in the order of the queue; give whom to ask, and whom to evict."""
+        while (line := self._next_line()) is not None:
+            waiter = line.waiters[0]
+            item = self._find(waiter.loop)
+            if item is None:
+                return self._find_elsewhere(waiter)
+            self._served[waiter] = item
+            line.waiters.popleft()
+            self._to_wake.append(waiter)
+        self._asked = None
+        return [], []
+
+    def _next_line(self) -> _Line | None:
+        """Find whose turn it is. Who waits in a loop that does not run has no use for a connection."""
+        best, ticket = None, math.inf
+        for line in list(self._lines.values()):
+            first = line.first()
+            if first is not None and first.ticket < ticket and first.loop.is_running():
+                best, ticket = line, first.ticket
+        return best
+
+    def _find_elsewhere(self, waiter: _Waiter) -> tuple[list[E], list[E]]:
+        """Choose what another loop has idle: it may go, or has to."""
+        for entry in list(self._idle)[:1]:  # the one that is so for longest
+            if waiter.is_urgent:
+                return [], [entry] if self._pick(entry) else []
+            if self._asked != (waiter, entry):
+                self._asked = waiter, entry
+                return [entry], []
+        return [], []
 
     def _find(self, loop: asyncio.AbstractEventLoop) -> E | Slot | None:
         """Give an entry, or leave to open one, or None."""
@@ -426,8 +601,22 @@ class Lending(Generic[E]):
 
 _LOCKING = {
     function.__code__
-    for function in (Lending.take, Lending.take_idle, Lending.reconcile, Lending._work)  # noqa: SLF001
+    for function in (
+        Lending.take,
+        Lending.hand_on,
+        Lending.take_idle,
+        Lending.reconcile,
+        Lending._work,  # noqa: SLF001
+    )
 }
+
+
+def _runs_task(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether a task of `loop` calls this, not a finalizer that has interrupted the loop on its way to sleep."""
+    try:
+        return asyncio.get_running_loop() is loop and asyncio.current_task(loop) is not None
+    except RuntimeError:
+        return False
 
 
 def is_gone(loop: asyncio.AbstractEventLoop | None) -> bool:

@@ -126,6 +126,7 @@ class ConnectionPool:
             sticky=driver.traits.attaches,
             ask=self._ask,
             evict=self._make_room,
+            sweep=self._sweep,
         )
         self.returning: Returning = Returning(self)
         self.only_one = False
@@ -165,10 +166,13 @@ class ConnectionPool:
         Raises:
             ForeignLoopError: The pool came through a fork.
         """
+        loop = self._running_loop()
+        return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self.key.pid != os.getpid():
             raise ForeignLoopError(repr(self.engine), self.key, current_key())
-        loop = asyncio.get_running_loop()
-        return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
+        return asyncio.get_running_loop()
 
     async def take_later(self) -> PoolEntry:
         """Wait for what `take_now` gives.
@@ -176,17 +180,8 @@ class ConnectionPool:
         Raises:
             AcquireTimeout: Nothing came free in ``timeouts.acquire`` seconds.
         """
-        self._sweep()
         timeout = self.options.timeouts.acquire
-        looks = [
-            asyncio.get_running_loop().call_later(LOST_TIMEOUT * again, self._sweep)
-            for again in (1.1, 2.2)
-        ]
-        try:
-            entry = self._entry(await self.lending.wait(timeout))
-        finally:
-            for look in looks:
-                look.cancel()
+        entry = self._entry(await self.lending.wait(timeout))
         if entry is None:
             holders = [entry.holder for entry in list(self.lending.held)]
             raise AcquireTimeout(timeout, self.lending.limit, holders)
@@ -212,9 +207,10 @@ class ConnectionPool:
             AcquireTimeout: None came free in ``timeouts.acquire`` seconds.
             ConnectError: A new one could not be opened.
         """
-        entry = self.take_now() or await self.take_later()
+        loop = self._running_loop()
+        entry = self._entry(self.lending.take(loop)) or await self.take_later()
         try:
-            if self._looks_first or not entry.lend(asyncio.get_running_loop()):
+            if self._looks_first or not entry.lend(loop):
                 await greenlet_spawn(entry.get_connection)
         except BaseException as error:
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
@@ -285,9 +281,12 @@ class ConnectionPool:
         if entry not in self.lending.held:
             return
         entry.rest()
-        if self._may_leave and entry.dbapi_connection is not None:
-            loop = entry.home_ref()
-            if loop is not None and (self.pinned is not None or self.lending.contended(loop)):
+        loop = entry.home_ref()
+        if loop is not None and entry.dbapi_connection is not None:
+            if self.pinned is None and self.lending.hand_on(entry, loop):
+                entry.task = None
+                return
+            if self._may_leave and (self.pinned is not None or self.lending.contended(loop)):
                 entry.leave()
         # Last, and at once: what is in neither is lost for a while if an exception strikes.
         if self.lending.held.pop(entry, None) is not None:

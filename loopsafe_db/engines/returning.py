@@ -70,6 +70,13 @@ class Returning:
         finally:
             self.release_nowait(entry)
 
+    def release_idle(self, entry: PoolEntry) -> bool:
+        """Take a connection back if nothing is left open on it: the common case, without a coroutine."""
+        if not entry.is_open or not self.is_idle(entry):
+            return False
+        self._pool.give_back(entry)
+        return True
+
     def release_nowait(self, entry: PoolEntry) -> None:
         """Take a connection back where nothing can be awaited: what is not idle is ended."""
         if entry.is_open and not self.is_idle(entry):

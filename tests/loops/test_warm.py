@@ -216,7 +216,9 @@ def test_what_is_lent_again_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatc
     """While one thread looks at what a closed loop had, another gives that back and lends it to a third."""
     closed, living = asyncio.new_event_loop(), asyncio.new_event_loop()
     closed.close()
-    entries: Lending[Any] = Lending(2, movable=True, sticky=True, ask=print, evict=print)
+    entries: Lending[Any] = Lending(
+        2, movable=True, sticky=True, ask=print, evict=print, sweep=print
+    )
     kept, again = object(), object()
     entries.held = dict.fromkeys((kept, again), weakref.ref(closed))
 

@@ -1,0 +1,211 @@
+"""Who waits for a connection is served in turn, whatever becomes of the others; waiting costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import threading
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loopsafe_db import Database, PoolLimits, Timeouts
+from loopsafe_db.errors import AcquireTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+PATIENCE = 20.0  # seconds: who is not served at all fails
+
+
+@pytest.fixture
+def pool_of(database: Database) -> Callable[..., Database]:
+    """Make handles on the database of this test, in process scope."""
+
+    def make(size: int, acquire: float = PATIENCE) -> Database:
+        limits, timeouts = PoolLimits(size), Timeouts(acquire=acquire)
+        return Database(database.url, pool=limits, timeouts=timeouts, scope="process")
+
+    return make
+
+
+async def waiting(database: Database, count: int) -> None:
+    """Wait until so many callers queue."""
+    async with asyncio.timeout(PATIENCE):
+        while database.stats().waiting != count:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0)
+
+
+async def use(database: Database) -> None:
+    async with database.connection():
+        await asyncio.sleep(0)
+
+
+def in_thread(work: Coroutine[object, object, None]) -> threading.Thread:
+    thread = threading.Thread(target=asyncio.run, args=(work,))
+    thread.start()
+    return thread
+
+
+def test_who_waits_in_a_loop_that_does_not_run_is_passed_over_and_served_when_it_does(
+    pool_of: Callable[..., Database],
+) -> None:
+    database, served = pool_of(1), []
+
+    async def ask(name: str) -> None:
+        await database.fetch_val("SELECT 1")
+        served.append(name)
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.create_task(ask("first"))
+        await waiting(database, 1)
+        return task
+
+    async def main(runner: asyncio.Runner) -> asyncio.Task[None]:
+        async with database.connection():
+            first = await asyncio.to_thread(runner.run, begin())
+            second = asyncio.create_task(ask("second"))
+            await waiting(database, 2)
+        await second
+        return first
+
+    with asyncio.Runner() as runner:
+        runner.get_loop()
+        first = asyncio.run(main(runner))
+        assert served == ["second"]
+        runner.run(asyncio.wait_for(first, PATIENCE))
+    assert served == ["second", "first"]
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+def test_what_a_loop_was_given_just_before_it_stopped_goes_to_others(
+    pool_of: Callable[..., Database],
+) -> None:
+    database, served = pool_of(1), []
+    loop = asyncio.new_event_loop()
+
+    async def ask(name: str) -> None:
+        await database.fetch_val("SELECT 1")
+        served.append(name)
+
+    async def give_and_stop() -> None:
+        async with database.connection():
+            tasks.append(asyncio.create_task(ask("stopped")))
+            await waiting(database, 1)
+        loop.stop()  # before the other runs
+
+    tasks = [loop.create_task(give_and_stop())]
+    loop.run_forever()
+    assert database.stats().waiting == 0
+    asyncio.run(ask("other"))
+    assert served == ["other"]
+    loop.run_until_complete(asyncio.wait_for(tasks[-1], PATIENCE))
+    loop.close()
+    assert served == ["other", "stopped"]
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+async def test_what_a_caller_was_given_before_it_was_cancelled_goes_to_the_next(
+    pool_of: Callable[..., Database],
+) -> None:
+    database = pool_of(1)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(database.connection())
+        first, second = (asyncio.create_task(use(database)) for _ in range(2))
+        await waiting(database, 2)
+        await stack.aclose()
+        first.cancel()
+        await second
+    assert first.cancelled()
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+async def test_a_hundred_callers_time_out_and_nothing_is_lost(
+    pool_of: Callable[..., Database],
+) -> None:
+    database = pool_of(1, acquire=0.05)
+    async with database.connection():
+        jobs = [asyncio.create_task(use(database)) for _ in range(100)]
+        ends = await asyncio.gather(*jobs, return_exceptions=True)
+        assert {type(end) for end in ends} == {AcquireTimeout}
+        assert database.stats().waiting == 0
+    await use(database)
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+async def test_a_thousand_cancellations_lose_no_place(
+    pool_of: Callable[..., Database], size: int
+) -> None:
+    database, chance = pool_of(size), random.Random(size)
+    jobs = [asyncio.create_task(use(database)) for _ in range(10)]
+    for _ in range(1000):
+        jobs.append(asyncio.create_task(use(database)))
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        chance.choice(jobs[-8:]).cancel()
+    ends = await asyncio.gather(*jobs, return_exceptions=True)
+    assert {type(end) for end in ends} == {type(None), asyncio.CancelledError}
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+    await fill(database, size)
+
+
+async def fill(database: Database, size: int) -> None:
+    """Have so many connections in use at once."""
+    barrier = asyncio.Barrier(size)
+
+    async def hold() -> None:
+        async with database.connection():
+            await barrier.wait()
+
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(hold() for _ in range(size)))
+
+
+def test_no_caller_of_many_in_many_loops_waits_much_longer_than_the_others(
+    pool_of: Callable[..., Database],
+) -> None:
+    database = pool_of(2)
+    turns: list[int] = []
+    together = threading.Barrier(4)
+    asyncio.run(fill(database, 2))  # who opens a connection waits for the server, not for a turn
+
+    async def ask() -> None:
+        for _ in range(4):
+            before = len(turns)
+            async with database.connection():
+                turns.append(len(turns) - before)
+                await asyncio.sleep(0)
+
+    async def many() -> None:
+        together.wait()
+        await asyncio.gather(*(ask() for _ in range(50)))
+
+    threads = [in_thread(many()) for _ in range(4)]
+    for thread in threads:
+        thread.join()
+    assert len(turns) == 800
+    assert max(turns) <= 3 * statistics.median(turns)
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+def test_within_one_loop_a_connection_changes_hands_without_waking_the_loop(
+    pool_of: Callable[..., Database],
+) -> None:
+    database, calls = pool_of(2), []
+
+    class CountingLoop(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args: object, **options: object) -> asyncio.Handle:
+            calls.append(args)
+            return super().call_soon_threadsafe(*args, **options)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        await asyncio.gather(*(use(database) for _ in range(4)))  # opens what there may be
+        calls.clear()
+        await asyncio.gather(*(use(database) for _ in range(50)))
+
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        runner.run(main())
+        assert calls == []
