@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -164,30 +163,31 @@ async def fill(database: Database, size: int) -> None:
         await asyncio.gather(*(hold() for _ in range(size)))
 
 
-def test_no_caller_of_many_in_many_loops_waits_much_longer_than_the_others(
+def test_of_many_callers_in_many_loops_each_has_a_turn_before_any_has_two(
     pool_of: Callable[..., Database],
 ) -> None:
-    database = pool_of(2)
-    turns: list[int] = []
-    together = threading.Barrier(4)
-    asyncio.run(fill(database, 2))  # who opens a connection waits for the server, not for a turn
+    database = pool_of(1)
+    turns: list[tuple[int, int]] = []
 
-    async def ask() -> None:
-        for _ in range(4):
-            before = len(turns)
+    async def ask(*name: int) -> None:
+        for _ in range(3):
             async with database.connection():
-                turns.append(len(turns) - before)
-                await asyncio.sleep(0)
+                turns.append((name[0], name[1]))
 
-    async def many() -> None:
-        together.wait()
-        await asyncio.gather(*(ask() for _ in range(50)))
+    async def many(loop: int) -> None:
+        await asyncio.gather(*(ask(loop, number) for number in range(50)))
 
-    threads = [in_thread(many()) for _ in range(4)]
+    async def main() -> None:
+        async with database.connection():
+            threads.extend(in_thread(many(loop)) for loop in range(4))
+            await waiting(database, 200)
+
+    threads: list[threading.Thread] = []
+    asyncio.run(main())
     for thread in threads:
         thread.join()
-    assert len(turns) == 800
-    assert max(turns) <= 3 * statistics.median(turns)
+    assert len(set(turns[:200])) == 200
+    assert len(turns) == 600
     assert (database.stats().in_use, database.stats().waiting) == (0, 0)
 
 
