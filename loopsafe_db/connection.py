@@ -526,8 +526,11 @@ class Connection:
     def _note_text(self, compiled: CompiledText) -> None:
         """Note what is about to be sent."""
         self._pool.note(compiled.text)
-        if compiled.touches and self._entry is not None:
-            self._entry.touch(compiled.touches)
+        self._touch(compiled.touches)
+
+    def _touch(self, touches: int) -> None:
+        if touches and self._entry is not None:
+            self._entry.touch(touches)
 
     # -- what `RowStream` calls
 
@@ -632,12 +635,12 @@ class Connection:
 
     async def _run_text(
         self,
-        compiled: CompiledText,
+        compiled: CompiledText | str,
         operation: Callable[[Any], Awaitable[T]],
         *,
         begins: bool = False,
     ) -> T:
-        """Run what the driver does with a text; what fails tells with which."""
+        """Run what the driver does with a text, or with a clause's; what fails tells with which."""
         try:
             return await self.run(operation, begins=begins)
         except Exception as error:
@@ -717,7 +720,17 @@ class Connection:
     async def _run_clause(
         self, query: Any, values: Any, timeout: float | None
     ) -> tuple[list[Record], Any]:
-        return await self.run(lambda _: self._clause(query, values, timeout))
+        self._check_clause(query)
+        driver, clauses = self._driver, self._pool.clauses
+        ready = None if clauses is None else clauses.ready(query, values)
+        if ready is None:
+            return await self.run(lambda _: self._clause(query, values, timeout))
+        self._touch(ready.touches)
+        limit = self._limit(timeout)
+        ask: Any = driver.ask  # type: ignore[attr-defined]
+        return ready.results(
+            await self._run_text(ready.text, lambda raw: ask(raw, ready.sql, ready.args, limit))
+        )
 
     async def _clause(
         self, query: Any, values: Any, timeout: float | None

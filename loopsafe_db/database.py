@@ -16,7 +16,7 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
-from loopsafe_db.queries import compile_text, explain
+from loopsafe_db.queries import CompiledText, compile_text, explain
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.transaction import Transaction
 from loopsafe_db.url import hidden, masked
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
     from loopsafe_db.connection import Connection
+    from loopsafe_db.engines.compiled_clause import ReadyClause
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.engines.stats import PoolStats
     from loopsafe_db.options import DatabaseOptions, Options
@@ -162,6 +163,8 @@ class Database:
         """Give every row of a query."""
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, pool.driver.fetch_all, query, values, timeout)
+        if (ready := self._ready(query, values)) is not None:
+            return (await _ask(*ready, timeout))[0]
         async with self.connection() as connection:
             return await connection.fetch_all(query, values, timeout=timeout)
 
@@ -171,6 +174,8 @@ class Database:
         """Give the first row of a query, or None."""
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, pool.driver.fetch_one, query, values, timeout)
+        if (ready := self._ready(query, values)) is not None:
+            return next(iter((await _ask(*ready, timeout))[0]), None)
         async with self.connection() as connection:
             return await connection.fetch_one(query, values, timeout=timeout)
 
@@ -201,6 +206,9 @@ class Database:
         """
         if type(query) is str and (pool := self._free_pool()) is not None:
             return await _once(pool, pool.driver.execute, query, values, timeout)
+        if (ready := self._ready(query, values)) is not None:
+            rows, outcome = await _ask(*ready, timeout)
+            return rows[0][0] if rows else outcome
         async with self.connection() as connection:
             return await connection.execute(query, values, timeout=timeout)
 
@@ -329,6 +337,15 @@ class Database:
         has_one = asyncio.current_task() in pool.bound or connections.inherited(pool) is not None
         return None if has_one else pool
 
+    def _ready(
+        self, query: Query, values: Mapping[str, Any] | None
+    ) -> tuple[ConnectionPool, ReadyClause] | None:
+        """Give the pool, and a clause for its driver, where both can be used without a `Connection`."""
+        if type(query) is str or (pool := self._free_pool()) is None or pool.clauses is None:
+            return None
+        ready = pool.clauses.ready(query, values)
+        return None if ready is None else (pool, ready)
+
 
 class HandleEngine(AsyncEngine):
     """An engine that asks its handle at each use, and keeps it: its connections end when nobody has the handle."""
@@ -368,27 +385,46 @@ class HandleEngine(AsyncEngine):
         return HandleEngine(self.handle, **{**self._execution_options, **opt})
 
 
-async def _once(
+def _once(
     pool: ConnectionPool,
     operation: Callable[[Any, str, Sequence[Any], float | None], Awaitable[T]],
     query: str,
     values: Mapping[str, Any] | None,
     timeout: float | None,
-) -> T:
-    """Run one text on a connection of its own: acquired, used and given back without a `Connection`."""
+) -> Awaitable[T]:
+    """Run one text on a connection of its own."""
     compiled = compile_text(query, pool.driver.traits.dialect)
-    args = compiled.arguments(values)
+    return _alone(pool, operation, compiled, compiled.arguments(values), timeout)
+
+
+async def _ask(
+    pool: ConnectionPool, ready: ReadyClause, timeout: float | None
+) -> tuple[list[Record], Any]:
+    """Run one clause on a connection of its own; give the rows, and what `execute` gives where there are none."""
+    driver: Any = pool.driver
+    return ready.results(await _alone(pool, driver.ask, ready, ready.args, timeout))
+
+
+async def _alone(
+    pool: ConnectionPool,
+    operation: Callable[[Any, str, Sequence[Any], float | None], Awaitable[T]],
+    statement: CompiledText | ReadyClause,
+    args: Sequence[Any],
+    timeout: float | None,
+) -> T:
+    """Run a statement on a connection of its own: acquired, used and given back without a `Connection`."""
     if timeout is None:
         timeout = pool.options.timeouts.statement
     entry = pool.acquire_nowait(running_loop("a query")) or await pool.acquire()
-    if compiled.touches:
-        entry.touch(compiled.touches)
+    if statement.touches:
+        entry.touch(statement.touches)
     try:
-        result = await operation(entry.raw, compiled.sql, args, timeout)
+        result = await operation(entry.raw, statement.sql, args, timeout)
         entry.in_doubt = False
     except BaseException as error:
         pool.returning.note_error(entry, error)
-        explain(error, compiled, pool.options.url)
+        sent = statement if isinstance(statement, CompiledText) else statement.text
+        explain(error, sent, pool.options.url)
         raise
     finally:
         if not pool.returning.release_idle(entry):

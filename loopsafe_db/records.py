@@ -141,6 +141,19 @@ class RecordKeys:
         self.positions = {name: position for position, name in enumerate(names)}
         self._targets: dict[Any, Any] | None = None
 
+    def by_column(self, column: Any, values: Any) -> Any:
+        """Give the value of a column of SQLAlchemy's, of a row that is SQLAlchemy's.
+
+        Raises:
+            KeyError: None of the result's columns is this one.
+        """
+        row = getattr(values, "_mapping", {})
+        with suppress(KeyError):
+            return row[column]
+        with suppress(KeyError):
+            return row[self.target_of(column, values)]
+        raise KeyError(str(column))  # SQLAlchemy's own error is no plain one
+
     def target_of(self, column: object, row: Any) -> Any:
         """Give what SQLAlchemy's row knows a column of a table by: its label, or its twin in another `Table`.
 
@@ -179,15 +192,7 @@ class TupleRecord(Record):
             return self._values[self._keys.positions[key]]
         if isinstance(key, int | slice):
             return self._values[key]
-        return self._by_column(key)
-
-    def _by_column(self, column: ColumnElement[Any]) -> Any:
-        row = getattr(self._values, "_mapping", {})
-        with suppress(KeyError):
-            return row[column]
-        with suppress(KeyError):
-            return row[self._keys.target_of(column, self._values)]
-        raise KeyError(str(column))  # SQLAlchemy's own error is no plain one
+        return self._keys.by_column(key, self._values)
 
     def __len__(self) -> int:
         return len(self._values)

@@ -23,6 +23,7 @@ from sqlalchemy.util import await_only
 from loopsafe_db._runtime.endings import outlast
 from loopsafe_db.drivers import migrations
 from loopsafe_db.drivers.base import (
+    Answer,
     ConnectionState,
     ConnectOptions,
     DriverTraits,
@@ -565,6 +566,11 @@ class AiosqliteDriver:
     ) -> Any:
         return await _bounded(raw, partial(_execute, raw, sql, args), timeout)
 
+    async def ask(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Answer:
+        return await _bounded(raw, partial(_ask, raw, sql, args), timeout)  # type: ignore[no-any-return]
+
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
     ) -> int | None:
@@ -775,6 +781,15 @@ def _execute(raw: GuardedConnection, sql: str, args: Sequence[Any]) -> Any:
             rows = cursor.fetchall()
             return rows[0][0] if rows else None
         return cursor.rowcount if cursor.rowcount >= 0 else None
+    finally:
+        cursor.close()
+
+
+def _ask(raw: GuardedConnection, sql: str, args: Sequence[Any]) -> Answer:
+    cursor = raw._conn.execute(sql, args)  # noqa: SLF001
+    try:
+        rows = () if cursor.description is None else cursor.fetchall()
+        return Answer(rows, cursor.rowcount if cursor.rowcount >= 0 else None, cursor.lastrowid)
     finally:
         cursor.close()
 

@@ -22,6 +22,7 @@ from sqlalchemy.util import LRUCache
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
+    Answer,
     ConnectionState,
     ConnectOptions,
     DriverTraits,
@@ -568,6 +569,15 @@ class AsyncpgDriver:
             await _prepare_anew(raw, error)
         return await _execute(raw, sql, args, timeout)
 
+    async def ask(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Answer:
+        try:
+            return (await _ask(raw, sql, args, timeout))[0]
+        except _STALE as error:
+            await _prepare_anew(raw, error)
+        return (await _ask(raw, sql, args, timeout))[0]
+
     def _is_script(self, sql: str) -> bool:
         """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""
         return ";" in sql and len(compile_text(sql, self.traits.dialect).statements) > 1
@@ -747,6 +757,16 @@ async def _is_elsewhere(raw: Any) -> bool:
 
 
 async def _execute(raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Any:
+    (rows, affected, _), statement = await _ask(raw, sql, args, timeout)
+    if rows:
+        return rows[0][0] if len(rows[0]) else None
+    return None if statement._get_attributes() else affected  # noqa: SLF001
+
+
+async def _ask(
+    raw: Any, sql: str, args: Sequence[Any], timeout: float | None
+) -> tuple[Answer, Any]:
+    """Run a statement; give its answer, and the statement that asyncpg has prepared."""
     raw._check_open()  # noqa: SLF001
     # fetch() keeps the status to itself, and execute() the rows: both are wanted.
     with _limit(timeout), raw._stmt_exclusive_section:  # noqa: SLF001
@@ -754,12 +774,10 @@ async def _execute(raw: Any, sql: str, args: Sequence[Any], timeout: float | Non
             sql, args, 0, timeout, return_status=True
         )
     rows, status, _ = result
-    if rows:
-        return rows[0][0] if len(rows[0]) else None
     answer = (status or b"").decode()
     if answer in libpq.DISCARDED:
         raw.guarded_forget()
-    return None if statement._get_attributes() else _affected(answer)  # noqa: SLF001
+    return Answer(rows, _affected(answer)), statement
 
 
 def _fetch(

@@ -7,7 +7,7 @@ import enum
 import os
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.errors import ForeignLoopError
@@ -187,6 +187,20 @@ class ProcessOwner(Owner):
             super().check(raw)
 
 
+class Answer(NamedTuple):
+    """All that a statement gives.
+
+    Attributes:
+        rows: With their values in the columns' order.
+        affected: How many rows, if the driver can tell.
+        last_id: SQLite's row id of what was inserted last.
+    """
+
+    rows: Sequence[Sequence[Any]]
+    affected: int | None
+    last_id: int | None = None
+
+
 class DriverTransaction(Protocol):
     """A transaction, or a savepoint where one is open already."""
 
@@ -319,3 +333,10 @@ class Driver(Protocol):
 
     def sockets(self, raw: Any) -> Iterable[SocketId]:
         """Give the sockets that a forked child has to let go of."""
+
+
+class ClauseDriver(Driver, Protocol):
+    """A driver that takes what SQLAlchemy has compiled of a clause; with others, SQLAlchemy's cursor is used."""
+
+    async def ask(self, raw: Any, sql: str, args: Sequence[Any], timeout: float | None) -> Answer:
+        """Run one statement, in the paramstyle of the driver's texts."""

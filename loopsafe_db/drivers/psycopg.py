@@ -34,6 +34,7 @@ from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.transport import addresses, can_move, nowhere
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
+    Answer,
     ConnectionState,
     ConnectOptions,
     DriverTraits,
@@ -410,8 +411,8 @@ class TakenBack(GuardedConnection):
 class RecordCursor(psycopg.AsyncRawCursor[Any]):
     """A cursor whose rows are records."""
 
-    def __init__(self, raw: GuardedConnection) -> None:
-        super().__init__(raw, row_factory=record_row)
+    def __init__(self, raw: GuardedConnection, row_factory: Any = None) -> None:
+        super().__init__(raw, row_factory=row_factory or record_row)
 
     @property
     def has_rows(self) -> bool:
@@ -559,6 +560,12 @@ class PsycopgDriver:
             return _affected(cursor)
         row = await cursor.fetchone()
         return row[0] if row is not None and len(row) else None
+
+    async def ask(
+        self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    ) -> Answer:
+        cursor = await _execute(raw, sql, args, timeout, tuple_row)
+        return Answer(await cursor.fetchall() if cursor.has_rows else (), _affected(cursor))
 
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
@@ -742,9 +749,13 @@ def _record_maker(
 
 
 async def _execute(
-    raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
+    raw: GuardedConnection,
+    sql: str,
+    args: Sequence[Any],
+    timeout: float | None,
+    row_factory: Any = None,
 ) -> RecordCursor:
-    cursor = RecordCursor(raw)
+    cursor = RecordCursor(raw, row_factory)
     async with _bounded(timeout):
         try:
             await cursor.execute(sql, args or None)

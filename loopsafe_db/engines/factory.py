@@ -26,6 +26,7 @@ from loopsafe_db.drivers.url import (
     refuse_control_characters,
 )
 from loopsafe_db.engines.clauses import forget_long_clauses
+from loopsafe_db.engines.compiled_clause import Clauses
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.listeners import listeners_of
@@ -152,6 +153,7 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     queue: Any = pool.engine.sync_engine.pool
     pool.queue = queue
     pool.own_listeners = listeners_of(pool.engine)
+    pool.clauses = Clauses(pool.engine.sync_engine) if hasattr(driver, "ask") else None
     return pool
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db.drivers.base import Driver
+    from loopsafe_db.engines.compiled_clause import Clauses
     from loopsafe_db.engines.scopes import Scope
     from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
@@ -100,10 +101,12 @@ class ConnectionPool:
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections; set by the factory.
         own_listeners: What we have it call; all others are the program's.
+        clauses: Those that need no cursor of SQLAlchemy's; None where the driver takes none.
     """
 
     engine: AsyncEngine
     own_listeners: frozenset[int]
+    clauses: Clauses | None
     queue: SharedQueue
     key: LoopKey
     driver: Driver
