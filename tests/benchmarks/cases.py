@@ -7,6 +7,7 @@ from typing import Literal
 
 from tests.benchmarks import timeline
 from tests.benchmarks.figures import Goal
+from tests.benchmarks.harness import CROWDS
 
 MIB = 1024 * 1024
 OURS = "loopsafe_db"
@@ -214,6 +215,71 @@ TOUCHED = Case(
     "undoes more.",
 )
 
+
+def _waiting(
+    name: str, title: str, peer: str, module: str, prefix: str, goal: Goal, text: str = ""
+) -> Case:
+    """Many tasks on one pool, of `CROWDS`; the fewest of them tell what a query costs where few wait."""
+
+    def contender(library: str, module: str, prefix: str, size: int, tasks: int) -> Contender:
+        case = f"pool of {size}, {tasks} tasks"
+        return Contender(f"{library}, {case}", module, f"{prefix}{case}", max(tasks, 400), quick=20)
+
+    few = CROWDS[0]
+    many = few[0], CROWDS[-1][1]
+    ours = {crowd: contender(OURS, "loopsafe", prefix, *crowd) for crowd in CROWDS}
+    peers = {crowd: contender(peer, module, "", *crowd) for crowd in CROWDS if crowd[1] > few[1]}
+    return Case(
+        name,
+        title,
+        (*ours.values(), *peers.values()),
+        (
+            *(
+                Ratio(f"{theirs.name} ÷ {OURS}", theirs.name, (ours[crowd].name,), goal)
+                for crowd, theirs in peers.items()
+            ),
+            Ratio(
+                f"{OURS}, pool of {few[0]}: {many[1]} tasks ÷ {few[1]}",
+                ours[many].name,
+                (ours[few].name,),
+                Goal(1.3, 1.1),
+            ),
+        ),
+        serial=True,
+        text=text,
+    )
+
+
+WAITING = _waiting(
+    "waiting",
+    "`fetch_val` in more tasks than there are connections",
+    "asyncpg.Pool",
+    "bare_asyncpg",
+    "",
+    _at_least(2, 2.5),
+    "A connection that is given back goes to the next task of the same loop at once.",
+)
+
+WAITING_PSYCOPG = _waiting(
+    "waiting-psycopg",
+    "The same with psycopg",
+    "psycopg_pool",
+    "bare_psycopg",
+    "psycopg, ",
+    _at_least(1.5, 2),
+)
+
+THREADS = Case(
+    "threads",
+    "`fetch_val` in 8 threads with a loop each",
+    (
+        Contender("asyncpg.Pool, one for each thread", "bare_asyncpg", "threads", 800, quick=16),
+        Contender(OURS, "loopsafe", "threads", 800, quick=16),
+    ),
+    (_slower("asyncpg.Pool, one for each thread", _at_least(0.8, 1)),),
+    text="loopsafe_db has one pool of 8 connections for all of them.",
+)
+
 ROWS = Case(
     "rows",
     "`fetch_all`, 100 rows of 3 columns",
@@ -388,6 +454,9 @@ ALL = (
     LOOP,
     LOOP_UVLOOP,
     TOUCHED,
+    WAITING,
+    WAITING_PSYCOPG,
+    THREADS,
     ROWS,
     PROCESS_SCOPE,
     MANY,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
@@ -24,6 +25,10 @@ ROWS = "SELECT i AS a, i * 2 AS b, 'row ' || i AS c FROM generate_series(1, 100)
 LAST_ROW = (100, 200, "row 100")
 
 MANY = [(n, f"name {n}", n / 7) for n in range(10_000)]
+
+CROWDS = [
+    (size, tasks) for size in (5, 10) for tasks in (10, 20, 200, 2000)
+]  # a pool's size, and how many tasks use it
 
 SETS = "SET statement_timeout = '54321ms'"  # for the session
 SERIES = "SELECT i, i + 1 AS j FROM generate_series(1, CAST({} AS int)) AS i"
@@ -106,6 +111,39 @@ def in_one_loop(child: Child, job: Callable[[int], Awaitable[Any]]) -> Any:
         return Outcome(perf_counter() - start, ok)
 
     return lambda count: child.long_loop.run(loop(count))
+
+
+def in_tasks(child: Child, tasks: int, job: Callable[[int], Awaitable[Any]]) -> Any:
+    """Measure ``await job(n)`` in so many tasks of one long loop at once."""
+    return lambda count: child.long_loop.run(_share(count, tasks, job))
+
+
+def in_threads(threads: int, job_of: Callable[[asyncio.Runner], Any]) -> Any:
+    """Measure jobs in so many threads at once, each with a long loop of its own, for which `job_of` makes the job."""
+    runners = [asyncio.Runner() for _ in range(threads)]
+    jobs = [(runner, job_of(runner)) for runner in runners]
+
+    def measure(count: int) -> Outcome:
+        each = max(count // threads, 1)
+        start = perf_counter()
+        with ThreadPoolExecutor(threads) as executor:
+            done = executor.map(lambda one: one[0].run(_share(each, 1, one[1])), jobs)
+            ok = all(outcome.ok for outcome in done)
+        return Outcome(perf_counter() - start, ok)
+
+    return measure
+
+
+async def _share(count: int, tasks: int, job: Callable[[int], Awaitable[Any]]) -> Outcome:
+    numbers = iter(range(count))
+
+    async def work() -> bool:
+        answers = [await job(n) == n for n in numbers]
+        return all(answers)
+
+    start = perf_counter()
+    right = await asyncio.gather(*(work() for _ in range(min(tasks, count))))
+    return Outcome(perf_counter() - start, all(right))
 
 
 def call_each(function: Callable[[], object]) -> Any:

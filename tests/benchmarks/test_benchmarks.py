@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from loopsafe_db.testing.servers import PostgresServer
     from tests.benchmarks.report import Report
 
-PACKAGES = {"run-psycopg": "psycopg", "run-uvloop": "uvloop", "loop-uvloop": "uvloop"}
+PACKAGES = {
+    "run-psycopg": "psycopg",
+    "waiting-psycopg": "psycopg_pool",
+    "run-uvloop": "uvloop",
+    "loop-uvloop": "uvloop",
+}
 
 
 class NobodyLooks:

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from tests.benchmarks.harness import (
+    CROWDS,
     LAST_ROW,
     MANY,
     NUMBERED,
@@ -17,6 +18,8 @@ from tests.benchmarks.harness import (
     Child,
     Outcome,
     in_one_loop,
+    in_tasks,
+    in_threads,
     run_each,
 )
 from tests.benchmarks.memory import forget_peak, peak_bytes
@@ -64,6 +67,28 @@ def pool_block(child: Child) -> Any:
             return n if await connection.execute(SETS) == "SET" else None
 
     return in_one_loop(child, job)
+
+
+def waiting(size: int, tasks: int) -> Any:
+    """Many tasks on a pool of that size, all of it open."""
+
+    def prepare(child: Child) -> Any:
+        opened = child.long_loop.run(_open_pool(child, size))
+        return in_tasks(child, tasks, lambda n: opened.fetchval(NUMBERED, n))
+
+    return prepare
+
+
+def threads(child: Child) -> Any:
+    def job_of(runner: Any) -> Any:
+        opened = runner.run(_open_pool(child, 1))
+        return lambda n: opened.fetchval(NUMBERED, n)
+
+    return in_threads(8, job_of)
+
+
+async def _open_pool(child: Child, size: int) -> Any:
+    return await asyncpg.create_pool(child.url, min_size=size, max_size=size)
 
 
 def rows(child: Child) -> Any:
@@ -115,6 +140,8 @@ CASES = {
     "held": held,
     "pool": pool,
     "pool block": pool_block,
+    "threads": threads,
+    **{f"pool of {size}, {tasks} tasks": waiting(size, tasks) for size, tasks in CROWDS},
     "rows": rows,
     "many": many,
     "cursor": cursor,

@@ -7,13 +7,22 @@ from typing import Any
 
 import psycopg
 
-from tests.benchmarks.harness import FORMAT, Child, in_one_loop, run_each
+from tests.benchmarks.harness import CROWDS, FORMAT, Child, in_one_loop, in_tasks, run_each
 
 
 async def _one(connection: Any, n: int) -> Any:
     cursor = await connection.execute(FORMAT, (n,))
     (value,) = await cursor.fetchone()
     return value
+
+
+async def _open_pool(child: Child, least: int, most: int) -> Any:
+    pools = importlib.import_module("psycopg_pool")
+    opened = pools.AsyncConnectionPool(
+        child.url, min_size=least, max_size=most, open=False, kwargs={"autocommit": True}
+    )
+    await opened.open(wait=True)
+    return opened
 
 
 def connect_per_run(child: Child) -> Any:
@@ -33,16 +42,7 @@ def held(child: Child) -> Any:
 
 
 def pool(child: Child) -> Any:
-    pools = importlib.import_module("psycopg_pool")
-
-    async def open_pool() -> Any:
-        opened = pools.AsyncConnectionPool(
-            child.url, min_size=1, max_size=5, open=False, kwargs={"autocommit": True}
-        )
-        await opened.open(wait=True)
-        return opened
-
-    opened = child.long_loop.run(open_pool())
+    opened = child.long_loop.run(_open_pool(child, 1, 5))
 
     async def job(n: int) -> Any:
         async with opened.connection() as connection:
@@ -51,4 +51,24 @@ def pool(child: Child) -> Any:
     return in_one_loop(child, job)
 
 
-CASES = {"connect per run": connect_per_run, "held": held, "pool": pool}
+def waiting(size: int, tasks: int) -> Any:
+    """Many tasks on a pool of that size, all of it open."""
+
+    def prepare(child: Child) -> Any:
+        opened = child.long_loop.run(_open_pool(child, size, size))
+
+        async def job(n: int) -> Any:
+            async with opened.connection() as connection:
+                return await _one(connection, n)
+
+        return in_tasks(child, tasks, job)
+
+    return prepare
+
+
+CASES = {
+    "connect per run": connect_per_run,
+    "held": held,
+    "pool": pool,
+    **{f"pool of {size}, {tasks} tasks": waiting(size, tasks) for size, tasks in CROWDS},
+}

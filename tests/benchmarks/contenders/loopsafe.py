@@ -6,10 +6,11 @@ import os
 from time import perf_counter
 from typing import Any
 
-from loopsafe_db import Database, get_database
+from loopsafe_db import Database, PoolLimits, get_database
 from tests.benchmarks.contenders.calls import calls_of
 from tests.benchmarks.contenders.plain_sqlalchemy import ask_in
 from tests.benchmarks.harness import (
+    CROWDS,
     LAST_ROW,
     MANY,
     NAMED,
@@ -20,6 +21,8 @@ from tests.benchmarks.harness import (
     Outcome,
     call_each,
     in_one_loop,
+    in_tasks,
+    in_threads,
     run_each,
 )
 from tests.benchmarks.memory import Occupied, forget_peak, peak_bytes
@@ -62,6 +65,21 @@ def touched_block(child: Child) -> Any:
             return n if await connection.execute(SETS) is None else None
 
     return in_one_loop(child, job)
+
+
+def waiting(size: int, tasks: int, dialect: str = "postgresql") -> Any:
+    """Many tasks on a pool of that size."""
+
+    def prepare(child: Child) -> Any:
+        database = Database(child.url_of(dialect), pool=PoolLimits(size))
+        return in_tasks(child, tasks, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+    return prepare
+
+
+def threads(child: Child) -> Any:
+    database = Database(child.url, pool=PoolLimits(8))
+    return in_threads(8, lambda _: lambda n: database.fetch_val(NAMED, {"n": n}))
 
 
 def rows(child: Child) -> Any:
@@ -146,6 +164,12 @@ CASES = {
     "loop": long_loop,
     "touched block": touched_block,
     "process scope": long_loop_process_scope,
+    "threads": threads,
+    **{f"pool of {size}, {tasks} tasks": waiting(size, tasks) for size, tasks in CROWDS},
+    **{
+        f"psycopg, pool of {size}, {tasks} tasks": waiting(size, tasks, "postgresql+psycopg")
+        for size, tasks in CROWDS
+    },
     "rows": rows,
     "many": many,
     "iterate": iterate,
