@@ -303,6 +303,9 @@ class EngineJSON(postgresql.JSON):
         """Leave it to the codec."""
         return self._make_bind_processor(None, JsonValue)  # type: ignore[no-untyped-call]
 
+    def result_processor(self, dialect: Any, coltype: Any) -> None:
+        """Leave it to the codec: SQLAlchemy 2.0 would decode what is decoded."""
+
 
 class EngineJSONB(postgresql.JSONB):
     """The same of the other type."""
@@ -310,6 +313,9 @@ class EngineJSONB(postgresql.JSONB):
     def bind_processor(self, dialect: Any) -> Any:
         """Leave it to the codec."""
         return self._make_bind_processor(None, JsonValue)  # type: ignore[no-untyped-call]
+
+    def result_processor(self, dialect: Any, coltype: Any) -> None:
+        """Leave it to the codec: SQLAlchemy 2.0 would decode what is decoded."""
 
 
 class EngineDialect(PGDialect_asyncpg):
