@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.benchmarks import timeline
@@ -326,8 +326,17 @@ ITERATE = Case(
 )
 
 
+_FASTER = _at_least(1, 2)
+
+
 def _calls(
-    name: str, title: str, counts: dict[str, int], *, serial: bool = True, text: str = ""
+    name: str,
+    title: str,
+    counts: dict[str, int],
+    *,
+    serial: bool = True,
+    text: str = "",
+    goal: Goal = _FASTER,
 ) -> Case:
     """Calls of the package `databases`, by their names in ``contenders/calls.py``, each with both libraries."""
 
@@ -344,8 +353,7 @@ def _calls(
         title,
         tuple(contender for pair in pairs for contender in pair),
         tuple(
-            Ratio(f"databases ÷ {our.name}", their.name, (our.name,), _at_least(1, 2))
-            for our, their in pairs
+            Ratio(f"databases ÷ {our.name}", their.name, (our.name,), goal) for our, their in pairs
         ),
         serial=serial,
         text=text,
@@ -367,11 +375,24 @@ CALLS_BLOCKS = _calls(
     text="`async with database.connection()` and `async with database.transaction()`, with two queries in each.",
 )
 
-CALLS_CORE = _calls(
+_CORE = _calls(
     "calls-core",
     "The same, with SQLAlchemy Core",
-    {"core select": 40, "core insert": 60},
-    text="`fetch_all` of 100 rows of 3 columns, each read by name, and `execute` of an insert that gives its key.",
+    {"core select": 40, "core insert": 60, "core one": 60},
+    goal=_at_least(2.5, 3.5),
+    text="`fetch_all` of 100 rows of 3 columns, each read by name; `execute` of an insert that gives its key; and "
+    "`fetch_one` by key. The clauses are made anew in each call, as programs do it.",
+)
+_TEXT = Contender(f"{OURS}, text", "loopsafe", "call fetch_all", 60)
+_ENGINE = Contender("SQLAlchemy, core one", "plain_sqlalchemy", "core one", 60)
+CALLS_CORE = replace(
+    _CORE,
+    contenders=(*_CORE.contenders, _TEXT, _ENGINE),
+    ratios=(
+        *_CORE.ratios,
+        Ratio("text ÷ core select", _TEXT.name, (f"{OURS}, core select",), _at_least(0.5, 0.7)),
+        Ratio("SQLAlchemy ÷ core one", _ENGINE.name, (f"{OURS}, core one",), _at_least(3, 5)),
+    ),
 )
 
 CALLS_MANY = _calls(

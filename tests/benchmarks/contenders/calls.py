@@ -83,6 +83,18 @@ def core_select(child: Child, database: Any) -> Any:
     return in_one_loop(child, lambda n: _read_all(database, query.where(table.c.a > 0), n))
 
 
+def core_one(child: Child, database: Any) -> Any:
+    table = _make_table(child, database)
+    fill = f"INSERT INTO {table.name} (a) SELECT i * 2 FROM generate_series(1, 1000) AS i"
+    child.long_loop.run(database.execute(fill))
+
+    async def job(n: int) -> Any:
+        row = await database.fetch_one(table.select().where(table.c.id == n % 1000 + 1))
+        return n if row["a"] == (n % 1000 + 1) * 2 else row
+
+    return in_one_loop(child, job)
+
+
 def core_insert(child: Child, database: Any) -> Any:
     table = _make_table(child, database)
 
@@ -123,6 +135,7 @@ _CALLS = {
     "transaction": transaction_block,
     "core select": core_select,
     "core insert": core_insert,
+    "core one": core_one,
     "execute_many": execute_many,
     "core execute_many": core_execute_many,
     "iterate": iterate,
@@ -150,11 +163,16 @@ def _insert_many(child: Child, database: Any, table: str, insert: Any) -> Any:
 
 def _make_table(child: Child, database: Any) -> Any:
     """A table of this process."""
-    import sqlalchemy as sa  # what asks for text alone does without
-
     name = f"bench_calls_{os.getpid()}"
     columns = "id serial PRIMARY KEY, a int, b text, c double precision"
     child.long_loop.run(database.execute(f"CREATE UNLOGGED TABLE {name} ({columns})"))
+    return table_of(name)
+
+
+def table_of(name: str) -> Any:
+    """Describe it for SQLAlchemy."""
+    import sqlalchemy as sa  # what asks for text alone does without
+
     return sa.Table(
         name,
         sa.MetaData(),

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import NullPool
 
+from tests.benchmarks.contenders.calls import core_one
 from tests.benchmarks.harness import NAMED, Child, in_one_loop, run_each
 
 QUERY = text(NAMED)
@@ -49,6 +50,23 @@ def sessions(child: Child) -> Any:
     return in_one_loop(child, lambda n: ask_in(maker(), n))
 
 
+class CoreEngine:
+    """The calls of `databases`, as one writes them with SQLAlchemy's engine."""
+
+    def __init__(self, child: Child) -> None:
+        self._engine = create_async_engine(child.url_of("postgresql+asyncpg"))
+
+    async def fetch_one(self, query: Any) -> Any:
+        """Give the first row."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).mappings().first()
+
+    async def execute(self, query: Any) -> None:
+        """Run a text, and commit it."""
+        async with self._engine.begin() as connection:
+            await connection.execute(text(query))
+
+
 async def ask_in(session: AsyncSession, n: int) -> Any:
     """One query in a session of its own; loopsafe_db's is measured with the same."""
     async with session:
@@ -60,4 +78,5 @@ CASES = {
     "null pool": null_pool,
     "shared engine": shared_engine,
     "sessions": sessions,
+    "core one": lambda child: core_one(child, CoreEngine(child)),
 }
