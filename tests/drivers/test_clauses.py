@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import enum
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -416,6 +417,44 @@ def test_a_clause_is_in_the_transaction_of_its_task(
         assert len(await database.fetch_all(sa.select(NAMED))) == 1
 
     runner.run(work())
+
+
+def test_clauses_are_undone_with_everything_else(
+    database: Database, runner: asyncio.Runner
+) -> None:
+    def insert(first: str) -> Any:
+        return NAMED.insert().values(first=first, second=2)
+
+    async def work() -> None:
+        await make(database)
+        with database.force_rollback():
+            for name in ("x", "y"):
+                assert await database.execute(insert(name)) == name
+            assert is_direct(database, insert("z"))
+            with pytest.raises(Exception, match=r"(?i)unique"):
+                await database.execute(insert("x"))
+            assert await database.execute(insert("z")) == "z"
+            assert len(await database.fetch_all(sa.select(NAMED))) == 4
+            await database.disconnect()
+        assert len(await database.fetch_all(sa.select(NAMED))) == 1
+
+    runner.run(work())
+
+
+def test_a_clause_is_the_same_in_each_loop_and_thread(database: Database) -> None:
+    async def read() -> Any:
+        rows = [await database.fetch_all(select_things()) for _ in range(3)]
+        assert is_direct(database, select_things())
+        return [[tuple(row) for row in one] for one in rows]
+
+    asyncio.run(make(database))
+    with ThreadPoolExecutor(4) as threads:
+        found = [
+            one
+            for work in [threads.submit(asyncio.run, read()) for _ in range(4)]
+            for one in work.result()
+        ]
+    assert all(one == found[0] for one in found)
 
 
 def test_a_clause_fails_in_its_transaction_as_it_does_alone(
