@@ -321,7 +321,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         with suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(ENDING_TIMEOUT):
                 await self.cancel_safe()
-                with suppress(errors.QueryCanceled, errors.PipelineAborted):
+                with suppress(psycopg.Error):  # cancelled, or it had failed by itself
                     await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)
                 # A pipeline comes to rest at its end.
                 in_pipeline = self.pgconn.pipeline_status != PipelineStatus.OFF
