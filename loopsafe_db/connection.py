@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
-from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
@@ -659,10 +659,11 @@ class Connection:
         try:
             return await operation
         except Exception as error:
-            self._note(error)
+            self.note_failure(error)
             raise
 
-    def _note(self, error: Exception) -> None:
+    def note_failure(self, error: Exception) -> None:
+        """Note in the innermost transaction what has failed there."""
         if self._transactions:
             innermost = self._transactions[-1]
             innermost.failure = innermost.failure or error
@@ -678,7 +679,8 @@ class Connection:
         """End the streams that something else, or the end of transactions, must not meet; in this task's turn."""
         for one in list(self.streams):
             if one.within is None:
-                await self._end_stream(one, one.step_aside)
+                # Another task may want its rows: who is cancelled here costs it none.
+                await to_the_end(self._end_stream(one, one.step_aside), ENDING_TIMEOUT)
             elif one.within in ended:
                 await self._end_stream(one, one.end)
                 one.cut(TransactionError("the rows went with the transaction they were read in"))

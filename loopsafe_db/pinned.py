@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ABORTED = "25P02"  # PostgreSQL's code where a statement failed before in the transaction
-STRANGER_PATIENCE = 1.0  # seconds for the transaction of an unrelated task to end
+STRANGER_PATIENCE = 1.0  # seconds for one transaction of an unrelated task to end
 
 
 class Mark:
@@ -76,6 +76,7 @@ class PinnedConnection(Connection):
         self._dialect = self._driver.traits.dialect.partition("+")[0]
         self._defers: bool | None = None  # whether constraints may be checked late; None is unknown
         self._lost = False
+        self._begun = 0.0  # when the outermost transaction was begun, on the monotonic clock
         self.outlives_disconnect = False
 
     async def __aenter__(self) -> Self:
@@ -107,7 +108,9 @@ class PinnedConnection(Connection):
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         """Run one operation so that its failure undoes nothing else."""
         if self._transactions:
-            return await self._noted(operation(self._raw))
+            if super()._is_welcome(nests=False):
+                return await self._noted(operation(self._raw))
+            return await self._do_as_a_stranger(operation)
         guard = await self._guarded()
         try:
             result = await operation(self._raw)
@@ -116,6 +119,18 @@ class PinnedConnection(Connection):
             self._guard = None
             await self._undo(guard)
             raise
+        return result
+
+    async def _do_as_a_stranger(self, operation: Callable[[Any], Awaitable[T]]) -> T:
+        """Run one operation in the open transaction of another task, which must not fail with it."""
+        savepoint = self._driver.transaction(self._raw, TransactionOptions())
+        await self._settled(savepoint.start())
+        try:
+            result = await operation(self._raw)
+        except BaseException:
+            await self._undo(savepoint)
+            raise
+        await self._settled(savepoint.commit())
         return result
 
     async def execute_many(
@@ -296,13 +311,17 @@ class PinnedConnection(Connection):
     def _is_welcome(self, *, nests: bool) -> bool:
         if super()._is_welcome(nests=nests):
             return True
-        # An unrelated task's statement is in whatever is open.
-        return not nests and not any(opened.surrounds() for opened in self._transactions)
+        # An unrelated task's statement is in whatever is open; where that has failed, PostgreSQL refuses it.
+        failed = self._dialect == "postgresql" and self._transactions[-1].failure is not None
+        return not (nests or failed or any(opened.surrounds() for opened in self._transactions))
 
     def _is_urgent(self, give_up: float) -> bool:
-        return bool(give_up) and time.monotonic() > give_up
+        # Many transactions, one after another, may take longer than one that waits for who waits.
+        return bool(give_up) and time.monotonic() > max(give_up, self._begun + STRANGER_PATIENCE)
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
+        if not self._transactions:
+            self._begun = time.monotonic()
         opened = await super()._begin(options)
         opened.begun_at = caller()
         return opened
@@ -367,11 +386,15 @@ class _Lease:
         """Tell whether somebody has it."""
         return self._holder is not None
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether the running task has it."""
+        return self._holder is asyncio.current_task()
+
     async def __aenter__(self) -> PoolEntry:
-        task = asyncio.current_task()
-        if self._holder is not task:
+        if not self.is_mine:
             self._entry = await self._connection.take()
-            self._holder = task
+            self._holder = asyncio.current_task()
         self._depth += 1
         return self._entry
 

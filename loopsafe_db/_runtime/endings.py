@@ -21,7 +21,8 @@ async def to_the_end(
     Args:
         operation: Runs in a task of its own, which is cancelled if it takes longer.
         patience: Seconds that the operation has after the caller was cancelled.
-        give_up: Called if the operation came to no end: it took too long, or was cancelled itself.
+        give_up: Called if the operation came to no end: it took too long, or was cancelled itself. Without it, what
+            takes too long is cancelled, and awaited as long again.
     """
     working = asyncio.ensure_future(operation)
     try:
@@ -32,6 +33,8 @@ async def to_the_end(
             working.exception()  # that it failed matters less than the cancellation
         elif give_up is not None:
             give_up()
+        else:
+            await outlast(working, patience)
         raise
 
 

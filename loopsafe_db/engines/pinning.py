@@ -7,7 +7,7 @@ savepoint there, and each statement takes its turn.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.pool import PoolProxiedConnection
@@ -19,19 +19,31 @@ from loopsafe_db.engines.pool import SharedQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from loopsafe_db.engines.entry import PoolEntry
 
+T = TypeVar("T")
+
+
+class Turn(Protocol):
+    """What an operation holds while it runs. The task that holds it may take it again."""
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the running task has it."""
+
+    async def __aenter__(self) -> PoolEntry: ...
+    async def __aexit__(self, *_: Any) -> Any: ...
+
 
 class Pinned(Protocol):
     """What is asked of the connection that everybody works on."""
 
     @property
-    def turn(self) -> AbstractAsyncContextManager[PoolEntry]:
+    def turn(self) -> Turn:
         """What an operation holds while it runs; taking it opens the connection."""
 
     @property
@@ -59,6 +71,9 @@ class Pinned(Protocol):
     @property
     def driver_connection(self) -> Any:
         """The driver's own connection, for its users."""
+
+    def note_failure(self, error: Exception) -> None:
+        """Note in the innermost savepoint what has failed there."""
 
     def give_up(self) -> None:
         """End the connection."""
@@ -177,18 +192,49 @@ def _on_record(
 
 def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Callable[..., None]:
     def call(*args: Any) -> None:
-        if not pinned().is_open:  # it is being opened, by whoever has the turn
+        one = pinned()
+        if one.is_open:
+            one.refuse(args[1])
+        if not one.is_open or one.turn.is_mine:  # it is being opened, or a `Connection` is at work
             execute(*args)
             return
-        pinned().refuse(args[1])
-        turn = pinned().turn
+        _taking_turn(one, execute)(*args)
+        context = args[-1]
+        if context is not None and context._is_server_side:  # noqa: SLF001
+            context.cursor = TurnCursor(context.cursor, one)
+
+    return call
+
+
+def _taking_turn(pinned: Pinned, do: Callable[..., T]) -> Callable[..., T]:
+    """Have a call, in SQLAlchemy's greenlet, wait for its turn."""
+
+    def call(*args: Any, **options: Any) -> T:
+        turn = pinned.turn
         await_only(turn.__aenter__())
         try:
-            execute(*args)
+            return do(*args, **options)
+        except Exception as error:
+            pinned.note_failure(error)
+            raise
         finally:
             await_only(turn.__aexit__(*sys.exc_info()))
 
     return call
+
+
+class TurnCursor:
+    """A server-side cursor of an engine or a session: its rows come later, when others have their turn."""
+
+    def __init__(self, cursor: Any, pinned: Pinned) -> None:
+        self._cursor, self._pinned = cursor, pinned
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._cursor, name)
+        return _taking_turn(self._pinned, found) if name in _ASKING else found
+
+
+_ASKING = {"close", "fetchall", "fetchmany", "fetchone"}
 
 
 def _keeping_to_autocommit(

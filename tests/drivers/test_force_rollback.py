@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -300,3 +302,88 @@ async def test_sessions_of_tasks_and_threads_take_turns_and_end_in_any_order(
     threads = (asyncio.to_thread(asyncio.run, write(first)) for first in range(0, 40, 10))
     await asyncio.gather(*threads, write(100), write(110))
     assert await undone.fetch_val(COUNT) == 12
+
+
+MANY = (
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000) SELECT x FROM n"
+)
+
+
+async def beside(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a task that is in no transaction of its caller's."""
+    return await asyncio.create_task(work, context=contextvars.Context())
+
+
+async def test_rows_that_a_session_streams_come_in_its_turns(undone: Database) -> None:
+    async with undone.session() as session:
+        rows = await session.stream(sa.text(MANY))
+        seen = []
+        while batch := (await asyncio.gather(rows.fetchmany(300), undone.fetch_val(COUNT)))[0]:
+            seen += [row[0] for row in batch]
+            assert await asyncio.to_thread(asyncio.run, undone.fetch_val(COUNT)) == 0
+    assert seen == list(range(1, 2001))
+
+
+async def test_a_stranger_that_fails_or_is_cancelled_takes_no_transaction_with_it(
+    undone: Database,
+) -> None:
+    async with undone.transaction():
+        await undone.execute(INSERT, {"id": 1})
+        for query in ("SELECT nothing", sa.text("SELECT nothing")):
+            with pytest.raises(Exception, match="nothing"):
+                await beside(undone.fetch_val(query))
+        for query in (SLOW, sa.text(SLOW)):
+            with pytest.raises(TimeoutError):
+                await beside(asyncio.wait_for(undone.fetch_val(query), 0.2))
+        await beside(undone.execute(INSERT, {"id": 2}))
+    assert await undone.fetch_val(COUNT) == 2
+
+
+async def test_a_stranger_waits_where_a_transaction_has_failed(undone: Database) -> None:
+    async def fail(*, in_session: bool) -> asyncio.Task[Any]:
+        if in_session:
+            async with undone.session() as session:
+                with pytest.raises(sa.exc.DBAPIError):
+                    await session.execute(sa.text("SELECT nothing"))
+                return await seen_by_a_stranger()
+        async with undone.transaction(force_rollback=True):
+            with pytest.raises(Exception, match="nothing"):
+                await undone.fetch_val("SELECT nothing")
+            return await seen_by_a_stranger()
+
+    async def seen_by_a_stranger() -> asyncio.Task[Any]:
+        stranger = asyncio.create_task(undone.fetch_val(COUNT), context=contextvars.Context())
+        await asyncio.wait([stranger], timeout=0.1)  # on PostgreSQL it is not done by then
+        return stranger
+
+    for in_session in (False, True):
+        assert await (await fail(in_session=in_session)) == 0
+
+
+async def test_who_is_cancelled_while_a_stream_steps_aside_costs_its_reader_no_rows(
+    undone: Database,
+) -> None:
+    for turns in range(40):
+        rows = undone.iterate(MANY)
+        seen = [(await anext(rows))[0]]
+        other = asyncio.create_task(undone.fetch_val(COUNT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        other.cancel()
+        await asyncio.wait([other])
+        seen += [row[0] async for row in rows]
+        assert seen == list(range(1, 2001))
+
+
+async def test_who_is_cancelled_as_its_statement_fails_takes_nothing_with_it(
+    undone: Database,
+) -> None:
+    await undone.execute(INSERT, {"id": 1})
+    for turns in range(20):
+        failing = asyncio.create_task(undone.execute(INSERT, {"id": 1}))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+            time.sleep(0.002)  # noqa: ASYNC251 (the server has answered by the next turn)
+        failing.cancel()
+        await asyncio.wait([failing])
+        assert await undone.fetch_val(COUNT) == 1
