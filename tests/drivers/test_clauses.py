@@ -357,8 +357,10 @@ def test_every_write_gives_the_same_on_both_ways(
                     ]
                     found.append((answer, tables))
             assert found[:2] == found[2:4] == found[4:], name
-        ready = {name for name in WRITES if is_direct(database, WRITES[name](database))}
-        assert WRITES.keys() - ready == LONG & WRITES.keys()
+        long_ones = {name for name in WRITES if not is_direct(database, WRITES[name](database))}
+        if sa.__version__.startswith("2.0."):  # it caches no upsert
+            long_ones -= {name for name in WRITES if "upsert" in name}
+        assert long_ones == LONG & WRITES.keys()
 
     runner.run(work())
 
