@@ -93,6 +93,7 @@ _STALE = (*_LOST, asyncpg.InternalServerError)
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 _IDLE = ConnectionState.IDLE
+_SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
 # What asyncpg tells its users of a connection.
 _CALLBACKS = ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers")
 _FAILED = (
@@ -569,6 +570,10 @@ class AsyncpgDriver:
         if not args and self._is_script(sql):
             with _limit(timeout):
                 return _affected(await raw.execute(sql, timeout=timeout))
+        if sql[:4] in _SETS and not args:
+            # Neither rows nor a plan: the simple protocol costs asyncpg less.
+            with _limit(timeout):
+                return _affected(await BaseConnection.execute(raw, sql, timeout=timeout))
         try:
             return await _execute(raw, sql, args, timeout)
         except _STALE as error:
