@@ -82,6 +82,7 @@ class GuardedConnection:
         in_transaction: Whether one of our transactions is open.
         interrupted: Whether nobody waited for the end of an operation.
         ended: Whether it was closed by us.
+        is_in_memory: Whether what it holds ends with it.
         answer: The error that the last operation of ours has ended with, if the server has answered by it.
     """
 
@@ -91,12 +92,14 @@ class GuardedConnection:
     in_transaction: bool
     interrupted: bool
     ended: bool
+    is_in_memory: bool
     answer: BaseException | None
 
     def __init__(self, adapted: Any) -> None:
         self.adapted = adapted
         self.guarded_owner = Owner()
         self.dirty = self.in_transaction = self.interrupted = self.ended = False
+        self.is_in_memory = False
         self.isolation_before: Any = None
         self.answer = None
         self._stream: StreamCursor | None = None
@@ -256,7 +259,7 @@ class TakenBack(GuardedConnection):
 
 _OWN = {
     *("adapted", "dialect", "guarded_owner", "dirty", "in_transaction", "interrupted", "ended"),
-    *("isolation_before", "answer", "_stream", "_home", "_transport", "_socket"),
+    *("isolation_before", "is_in_memory", "answer", "_stream", "_home", "_transport", "_socket"),
 }
 
 

@@ -28,7 +28,12 @@ from loopsafe_db.drivers.base import (
     TransactionOptions,
 )
 from loopsafe_db.drivers.handed_out import part, twin
-from loopsafe_db.drivers.url import dialect_url, refuse_keywords, refuse_postgresql_options
+from loopsafe_db.drivers.url import (
+    dialect_url,
+    is_memory_for_dialect,
+    refuse_keywords,
+    refuse_postgresql_options,
+)
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -198,7 +203,7 @@ class GenericDriver:
         opening = self._open(**options.arguments)
         try:
             async with asyncio.timeout(options.timeout):
-                return GuardedConnection(await opening)
+                raw = GuardedConnection(await opening)
         except TypeError as error:
             raise InvalidURLError(f"{self.traits.name} does not take this URL: {error}") from error
         except TimeoutError as error:
@@ -208,6 +213,8 @@ class GenericDriver:
         except (OSError, self._dialect.loaded_dbapi.Error) as error:
             kind = AuthenticationError if _is_refusal(self.original(error)) else ConnectError
             raise kind(options.target, str(error) or repr(error)) from error
+        raw.is_in_memory = is_memory_for_dialect(options.arguments["url"])
+        return raw
 
     def _open(self, url: URL, password: str | None) -> Awaitable[Any]:
         # No coroutine: the variables of one that fails are shown, and these have the password.
@@ -292,7 +299,8 @@ class GenericDriver:
     async def reset_session(
         self, raw: GuardedConnection, touched: int, initialise: Callable[[], Awaitable[None]]
     ) -> None:
-        await self.close(raw)  # of what it can do, no driver that we know offers a reset
+        if not raw.is_in_memory:  # else all that it holds would be lost
+            await self.close(raw)  # of what it can do, no driver that we know offers a reset
 
     def hand_out(self, raw: GuardedConnection) -> HandedOut:
         return twin(raw, HandedOut)

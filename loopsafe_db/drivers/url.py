@@ -129,3 +129,10 @@ def is_memory(database: str) -> bool:
     """Tell whether SQLite keeps this nowhere: it ends with its last connection."""
     path, _, query = database.partition("?")
     return path in (":memory:", "file::memory:") or "mode=memory" in query.split("&")
+
+
+def is_memory_for_dialect(url: URL) -> bool:
+    """Tell whether SQLAlchemy's dialect opens a database that ends with its connection."""
+    if url.get_backend_name() != "sqlite":
+        return False
+    return is_memory(url.database or ":memory:") or url.query.get("mode") == "memory"

@@ -8,7 +8,7 @@ from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import URL, event
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
@@ -22,6 +22,7 @@ from loopsafe_db.drivers.url import (
     describe_target,
     dialect_url,
     is_memory,
+    is_memory_for_dialect,
     parse_url,
     refuse_control_characters,
 )
@@ -48,9 +49,8 @@ from loopsafe_db.options import (
 from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from sqlalchemy import URL
     from sqlalchemy.engine import Connection, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -143,7 +143,7 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     """Make a pool for this process; it opens nothing yet."""
     driver, connecting = connect_options(options)
     scope = find_scope(options.scope, driver.traits)
-    only_one = options.force_rollback or is_memory(str(connecting.arguments.get("database")))
+    only_one = options.force_rollback or _is_memory(connecting.arguments)
     if only_one:
         options = replace(options, pool=_ONE_FOR_EVER)
         scope = scope if driver.traits.loop_bound else PER_PROCESS
@@ -155,6 +155,14 @@ def make_pool(options: DatabaseOptions) -> ConnectionPool:
     pool.own_listeners = listeners_of(pool.engine)
     pool.clauses = Clauses(pool.engine.sync_engine) if hasattr(driver, "ask") else None
     return pool
+
+
+def _is_memory(arguments: Mapping[str, Any]) -> bool:
+    """Tell whether the database ends with its connection."""
+    url = arguments.get("url")  # where SQLAlchemy's dialect opens it
+    if isinstance(url, URL):
+        return is_memory_for_dialect(url)
+    return is_memory(str(arguments.get("database")))
 
 
 def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., Awaitable[Any]]:

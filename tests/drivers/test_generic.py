@@ -135,6 +135,19 @@ async def test_without_known_read_only_transactions_there_are_none(tmp_path: Any
     await database.disconnect()
 
 
+@pytest.mark.parametrize("place", ["", "/:memory:", "/file::memory:?uri=true"])
+async def test_a_database_in_memory_is_kept_whatever_was_set(place: str) -> None:
+    register_driver("sqlite+generic", GenericDriver("sqlite+aiosqlite"))
+    database = Database(f"sqlite+generic://{place}")
+    await database.execute("CREATE TABLE kept (id integer)")
+    await database.execute("PRAGMA cache_size = 100")
+    async with database.session() as session:
+        await session.execute(sa.text("INSERT INTO kept VALUES (1)"))
+        await session.commit()
+    assert await database.fetch_val("SELECT count(*) FROM kept") == 1
+    await database.disconnect()
+
+
 async def test_a_connection_at_rest_has_no_transaction_open(
     maria: Database, witness: Database
 ) -> None:
