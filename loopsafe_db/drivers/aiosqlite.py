@@ -171,7 +171,8 @@ class _SqliteConnection(sqlite3.Connection):
 
     def is_read(self) -> bool:
         """Tell whether rows are left that somebody has begun to read: their lock stays over a ROLLBACK."""
-        return any(cursor.description for cursor in list(self._cursors))
+        # Asked after each query: there is seldom a cursor.
+        return len(self._cursors) > 0 and any(one.description for one in list(self._cursors))
 
     def close_cursors(self) -> None:
         for cursor in list(self._cursors):
@@ -598,9 +599,10 @@ class AiosqliteDriver:
     def state(self, raw: GuardedConnection) -> ConnectionState:
         if raw.is_busy or raw.is_asked or raw._connection is None:  # noqa: SLF001
             return ConnectionState.BUSY
-        if raw.in_transaction or raw.sqlite.has_begun:
+        sqlite = raw.sqlite
+        if sqlite.in_transaction or sqlite.has_begun:
             return ConnectionState.IN_TRANSACTION
-        return ConnectionState.BUSY if raw.sqlite.is_read() else ConnectionState.IDLE
+        return ConnectionState.BUSY if sqlite.is_read() else ConnectionState.IDLE
 
     def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
         return isinstance(self.original(error), _ANSWERS)

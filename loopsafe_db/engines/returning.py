@@ -72,7 +72,7 @@ class Returning:
 
     def release_idle(self, entry: PoolEntry) -> bool:
         """Take a connection back if nothing is left open on it: the common case, without a coroutine."""
-        if not entry.is_open or not self.is_idle(entry):
+        if entry.dbapi_connection is None or not self.is_idle(entry):
             return False
         self._pool.give_back(entry)
         return True
