@@ -114,6 +114,8 @@ class Returning:
                 dialect = self._pool.engine.dialect
                 await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
                 await self._driver.reset(entry.raw)
+            if entry.raw is raw:  # not after the await below, where a second cancellation strikes
+                entry.in_doubt = entry.interrupted = False
 
         raw = entry.raw
 
@@ -124,7 +126,6 @@ class Returning:
 
         entry.interrupted = True
         await or_give_up(recover, ENDING_TIMEOUT, give_up)
-        entry.in_doubt = entry.interrupted = False
         if self._driver.is_closed(entry.raw):
             entry.terminate()
 

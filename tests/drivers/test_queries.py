@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,9 @@ async def test_what_is_done_while_rows_are_read_is_not_undone_with_the_reading(
     assert await database.fetch_val("SELECT id FROM things") == 7
 
 
-async def test_a_transaction_is_joined_by_its_task_alone(database: Database) -> None:
+async def test_a_transaction_is_joined_by_its_task_and_those_started_inside(
+    database: Database,
+) -> None:
     await make_table(database)
 
     async def count() -> int:
@@ -122,7 +125,8 @@ async def test_a_transaction_is_joined_by_its_task_alone(database: Database) -> 
     async with database.transaction():
         await database.execute("INSERT INTO things (id) VALUES (1)")
         assert await count() == 1
-        assert await asyncio.create_task(count()) == 0
+        assert await asyncio.create_task(count()) == 1
+        assert await asyncio.create_task(count(), context=contextvars.Context()) == 0
         with pytest.raises(ZeroDivisionError):  # noqa: PT012
             async with database.transaction():
                 await database.execute("INSERT INTO things (id) VALUES (2)")
