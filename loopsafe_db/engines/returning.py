@@ -106,17 +106,6 @@ class Returning:
         if self._pool.key.pid != os.getpid():
             return  # in a forked child that runs its parent's tasks down
 
-        async def recover() -> None:
-            if settle:
-                await self._driver.settle(entry.raw)
-            if reset:
-                # what SQLAlchemy has begun, then what it has not come to know of
-                dialect = self._pool.engine.dialect
-                await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
-                await self._driver.reset(entry.raw)
-            if entry.raw is raw:  # not after the await below, where a second cancellation strikes
-                entry.in_doubt = entry.interrupted = False
-
         raw = entry.raw
 
         def give_up() -> None:
@@ -125,6 +114,7 @@ class Returning:
                 entry.terminate()
 
         entry.interrupted = True
+        recover = partial(self._recover, entry, reset=reset, settle=settle)
         await or_give_up(recover, ENDING_TIMEOUT, give_up)
         if self._driver.is_closed(entry.raw):
             entry.terminate()
@@ -151,6 +141,18 @@ class Returning:
                 raise
 
     # -- below
+
+    async def _recover(self, entry: PoolEntry, *, reset: bool, settle: bool) -> None:
+        raw = entry.raw
+        if settle:
+            await self._driver.settle(raw)
+        if reset:
+            # what SQLAlchemy has begun, then what it has not come to know of
+            dialect = self._pool.engine.dialect
+            await greenlet_spawn(dialect.do_rollback, entry.dbapi_connection)
+            await self._driver.reset(raw)
+        if entry.raw is raw:  # the caller may not come to do it: it may be cancelled again
+            entry.in_doubt = entry.interrupted = False
 
     async def _end_transaction(self, entry: PoolEntry) -> None:
         state = self._driver.state(entry.raw)

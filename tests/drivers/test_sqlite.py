@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from contextvars import Context
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ async def test_readers_do_not_wait_for_a_writer(url: str) -> None:
 
     async with database.transaction():
         await database.execute("INSERT INTO things VALUES (1)")
-        assert await asyncio.create_task(read()) == [0, 0, 1]
+        assert await asyncio.create_task(read(), context=Context()) == [0, 0, 1]
 
 
 async def test_a_writer_that_waits_too_long_is_told_so(url: str) -> None:
@@ -115,7 +116,7 @@ async def test_a_writer_that_waits_too_long_is_told_so(url: str) -> None:
 
     async with database.transaction():
         with pytest.raises(sqlite3.OperationalError, match="database is locked"):
-            await asyncio.create_task(write())
+            await asyncio.create_task(write(), context=Context())
 
 
 async def test_a_writer_that_waits_can_be_cancelled(url: str) -> None:
@@ -126,7 +127,7 @@ async def test_a_writer_that_waits_can_be_cancelled(url: str) -> None:
             pass
 
     async with database.transaction():
-        waiting = asyncio.create_task(write())
+        waiting = asyncio.create_task(write(), context=Context())
         await asyncio.sleep(0.3)
         start = time.monotonic()
         waiting.cancel()
@@ -351,7 +352,7 @@ async def test_a_file_in_use_is_copied_by_vacuum_into(url: str, tmp_path: Path) 
     async with database.transaction():
         await database.execute("INSERT INTO t VALUES (1)")
         copy = {"path": str(tmp_path / "copy.db")}
-        await asyncio.create_task(database.execute("VACUUM INTO :path", copy))
+        await asyncio.create_task(database.execute("VACUUM INTO :path", copy), context=Context())
 
     with closing(sqlite3.connect(tmp_path / "copy.db")) as copied:
         assert (
