@@ -113,7 +113,8 @@ async def test_a_slice_may_have_parameters(postgres_url: str, driver: str) -> No
 async def test_execute_gives_what_comes_back_whatever_semicolons_there_are(
     server: Database,
 ) -> None:
-    await server.execute("CREATE TEMPORARY TABLE returned (id int, t varchar(9))")
+    await server.execute("DROP TABLE IF EXISTS returned")
+    await server.execute("CREATE TABLE returned (id int, t varchar(9))")
     for number, text in enumerate(
         (
             "INSERT INTO returned VALUES (0, 'a;b') RETURNING id",
