@@ -48,16 +48,22 @@ class Configuration:
         "retire",
     )
     driver: Driver
+    options: DatabaseOptions
+    pool: ConnectionPool | None
+    replicas: Sequence[Database]
+    is_transient: bool
+    retire: Callable[[], object]
 
     def __init__(self, options: DatabaseOptions, replicas: Sequence[Database]) -> None:
         self.driver, _ = connect_options(options)  # refuses what cannot work, here and now
         self.options, self.replicas = options, replicas
-        self.pool: ConnectionPool | None = None
+        self.pool = None
         self.is_transient = False
         self._turns = itertools.count()
         self._place = object()  # where each process keeps the pool
-        self.retire = weakref.finalize(self, _forget_pool, self._place)
-        self.retire.atexit = False
+        retire = weakref.finalize(self, _forget_pool, self._place)
+        retire.atexit = False
+        self.retire = retire
 
     def find_pool(self) -> ConnectionPool:
         """Give the pool of this process, made at the first call."""
@@ -95,6 +101,8 @@ class Overrides:
     """
 
     __slots__ = ("_live", "base", "current")
+    base: Configuration
+    current: Configuration
 
     def __init__(self, base: Configuration) -> None:
         self.base = self.current = base

@@ -47,9 +47,11 @@ class Mark:
     """
 
     __slots__ = ("is_over", "savepoint")
+    is_over: bool
+    savepoint: DriverTransaction | None
 
     def __init__(self) -> None:
-        self.savepoint: DriverTransaction | None = None
+        self.savepoint = None
         self.is_over = False
 
 

@@ -254,7 +254,8 @@ class HandedOut(GuardedConnection):
 class TakenBack(GuardedConnection):
     """What was handed out, when it is back: it refuses everything."""
 
-    __getattribute__ = refuse
+    def __getattribute__(self, name: str) -> Any:
+        return refuse(self, name)
 
 
 _OWN = {

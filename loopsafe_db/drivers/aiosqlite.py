@@ -295,7 +295,8 @@ class HandedOut(GuardedConnection):
 class TakenBack(GuardedConnection):
     """What was handed out, when it is back: it refuses everything, also what was made by it."""
 
-    __getattribute__ = refuse
+    def __getattribute__(self, name: str) -> Any:
+        return refuse(self, name)
 
 
 class EngineDialect(SQLiteDialect_aiosqlite):

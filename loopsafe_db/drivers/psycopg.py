@@ -182,10 +182,13 @@ class Prepared(PrepareManager):
         last: The statement that was sent last, if by its name; else None.
     """
 
+    plans: Plans
+    last: bytes | None
+
     def __init__(self, plans: Plans) -> None:
         super().__init__()
         self.plans, self._generation = plans, plans.generation
-        self.last: bytes | None = None
+        self.last = None
         self._unique = libpq.unique_names()
 
     def get(self, query: Any, prepare: bool | None = None) -> tuple[Prepare, bytes]:  # noqa: FBT001
@@ -274,7 +277,8 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         """Have psycopg's side of the session be what it was when it was new."""
         self._autocommit, self._begin_statement = True, b""
         self._isolation_level = self._read_only = self._deferrable = None
-        self.row_factory, self.cursor_factory = tuple_row, psycopg.AsyncCursor
+        self.row_factory: Any = tuple_row
+        self.cursor_factory: type[psycopg.AsyncCursor[Any]] = psycopg.AsyncCursor
         self.server_cursor_factory = EngineCursor
         self._notify_handlers.clear()
         self._notice_handlers[:] = [partial(_note_end, weakref.ref(self))]
@@ -405,7 +409,8 @@ class HandedOut(GuardedConnection):
 class TakenBack(GuardedConnection):
     """What was handed out, when it is back: it refuses everything, also what was made by it."""
 
-    __getattribute__ = refuse
+    def __getattribute__(self, name: str) -> Any:
+        return refuse(self, name)
 
 
 class RecordCursor(psycopg.AsyncRawCursor[Any]):

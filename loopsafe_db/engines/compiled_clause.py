@@ -101,6 +101,10 @@ class ReadyClause:
     """
 
     __slots__ = ("_form", "_query", "_values", "args", "sql", "text", "touches")
+    args: Sequence[Any]
+    sql: str
+    text: str
+    touches: int
 
     def __init__(
         self,
@@ -135,6 +139,13 @@ class CompiledClause:
         touches: What it may change of its session.
         shows_rows: Whether the user gets them: not those of an implicit RETURNING.
     """
+
+    compiled: Any
+    metadata: Any
+    names: tuple[str, ...]
+    positions: dict[str, int]
+    touches: int
+    shows_rows: bool
 
     def __init__(self, compiled: Any, names: tuple[str, ...]) -> None:
         self.compiled, self.metadata = compiled, _metadata_of(compiled)

@@ -165,6 +165,7 @@ def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
     dialect.do_begin = _on_record(PinnedRecord.begin, dialect.do_begin)
     dialect.do_commit = _on_record(PinnedRecord.commit, dialect.do_commit)
     dialect.do_rollback = _on_record(PinnedRecord.rollback, dialect.do_rollback)
+    dialect.execution_ctx_cls = _with_turn_cursors(dialect.execution_ctx_cls, pinned)
     event.listen(engine.sync_engine, "handle_error", _keep_the_connection)
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _in_turn(pinned, getattr(dialect, name)))
@@ -199,11 +200,18 @@ def _in_turn(pinned: Callable[[], Pinned], execute: Callable[..., None]) -> Call
             execute(*args)
             return
         _taking_turn(one, execute)(*args)
-        context = args[-1]
-        if context is not None and context._is_server_side:  # noqa: SLF001
-            context.cursor = TurnCursor(context.cursor, one)
 
     return call
+
+
+def _with_turn_cursors(context: type[Any], pinned: Callable[[], Pinned]) -> type[Any]:
+    """Make execution contexts whose server-side cursors take turns, also where SQLAlchemy closes one that failed."""
+
+    class Context(context):  # type: ignore[misc]
+        def create_server_side_cursor(self) -> Any:
+            return TurnCursor(super().create_server_side_cursor(), pinned())
+
+    return Context
 
 
 def _taking_turn(pinned: Pinned, do: Callable[..., T]) -> Callable[..., T]:

@@ -115,6 +115,7 @@ class ConnectionPool:
     patience: float
     counts: PoolStats
     only_one: bool
+    untouched: int
     pinned: Any
     statements: list[str] | None
     direct: bool
