@@ -7,6 +7,7 @@ first, so that a child finds no lock that nobody will open, and Python 3.12 has 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ class Reaper:
 
     def wake(self) -> None:
         """See to it that the thread runs. Cheap where it does; a finalizer may call it, so it waits for nobody."""
-        if self._runs() or not self._starting.acquire(blocking=False):
+        # While the interpreter ends, no thread starts any more: start() would wait for it for ever. What is left of
+        # loops that nobody closed is collected that late.
+        if sys.is_finalizing() or self._runs() or not self._starting.acquire(blocking=False):
             return
         try:
             if not self._runs():

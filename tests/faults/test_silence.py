@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 START = "import asyncio, os, sys\nfrom loopsafe_db import get_database\ndb = get_database()\n"
 ASK = "db.fetch_val('SELECT 1')"
+WAKE_AT_THE_END = (
+    "from loopsafe_db._runtime.reaper import Reaper\n"
+    "class Late:\n"
+    "    reaper = Reaper(lambda: None)\n"
+    "    def __del__(self): self.reaper.wake()\n"
+    "late = Late()\n"
+)
 EXIT_IN_CHILD = (
     "async def main():\n    await db.fetch_val('SELECT 1')\n    pid = os.fork()\n"
     "    if not pid: sys.exit(7)\n"
@@ -119,6 +126,17 @@ def test_a_connection_is_given_back_though_the_end_of_the_loop_interrupts_it(
     database: Database,
 ) -> None:
     assert run(database, INTERRUPTED_RELEASE) == (0, [])
+
+
+def test_what_the_interpreter_collects_at_its_very_end_starts_no_thread() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", WAKE_AT_THE_END],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def run(database: Database, script: str) -> tuple[int, list[str]]:
