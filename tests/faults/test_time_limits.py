@@ -24,7 +24,5 @@ def test_a_time_limit_costs_one_job_and_what_was_reported_done_is_there_once(
     asyncio.run(database.disconnect())
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-m", "tests.faults.limited_jobs", url, str(seed)]
-    ran = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
