@@ -80,7 +80,9 @@ class Worker:
                     await connection.execute(INSERT, {"id": first})
                 self.done.append(first)
             except TimeLimit:
-                pass
+                # Struck between two steps of `async with`, before it called __aexit__: what follows is inside, too.
+                if connection.in_transaction:
+                    raise
             await connection.execute(INSERT, {"id": second})
             self.done.append(second)
 
