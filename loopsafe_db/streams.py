@@ -89,6 +89,12 @@ class RowStream:
             while rows := await self._fetch():
                 for row in rows:
                     yield row
+        except GeneratorExit:
+            if (
+                self.abandoned
+            ):  # whoever closes it now, the loop or Python, is not to hear of an error
+                await self._end_after_its_rows()
+            raise
         finally:
             await self._close()
 

@@ -209,7 +209,9 @@ def _with_turn_cursors(context: type[Any], pinned: Callable[[], Pinned]) -> type
 
     class Context(context):  # type: ignore[misc]
         def create_server_side_cursor(self) -> Any:
-            return TurnCursor(super().create_server_side_cursor(), pinned())
+            made, one = super().create_server_side_cursor(), pinned()
+            # What a `Connection` streams is asked in the turns that it takes itself.
+            return made if one.is_open and one.turn.is_mine else TurnCursor(made, one)
 
     return Context
 
