@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import weakref
 from collections import deque
@@ -234,7 +235,7 @@ class GuardedConnection:
         """Tell the driver, or its finalizer would complain."""
         driver = getattr(self.adapted, "driver_connection", None)
         close = getattr(driver, "close", None)
-        if close is not None and not asyncio.iscoroutinefunction(close):
+        if close is not None and not inspect.iscoroutinefunction(close):
             with suppress(Exception):
                 close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,7 +70,7 @@ def _execute(worker: Callable[..., Any], task: Task) -> TaskResult:
     )
     _set_task_context(task, result)
     function = worker.__wrapped__  # type: ignore[attr-defined]
-    if asyncio.iscoroutinefunction(function):  # the SDK's async runner awaits it in its own loop
+    if inspect.iscoroutinefunction(function):  # the SDK's async runner awaits it in its own loop
         result.output_data = asyncio.run(function(**task.input_data))
         result.status = "COMPLETED"
         return result
