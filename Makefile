@@ -27,13 +27,14 @@ DEMO := PYTHONPATH=examples $(BIN)/python -m reflector_workers demo
 DEMO_ARGS := $(if $(MEETING),--meeting "$(MEETING)") $(if $(CONDUCTOR),--conductor "$(CONDUCTOR)")
 JVM := $(if $(filter real,$(CONDUCTOR)),$(if $(CONDUCTOR_SERVER_URL),,$(VENV)/.installed-jvm))
 
-.PHONY: help demo demo-broken test lint bench clean python
+.PHONY: help demo demo-broken test soak lint bench clean python
 .NOTPARALLEL:  # one pip at a time
 
 help:
 	@echo 'make demo         diarize the sample meeting with a fleet of real workers'
 	@echo 'make demo-broken  the same fleet on the ContextVar singleton, to see it fail'
 	@echo 'make test         run the test suite'
+	@echo 'make soak         a storm of 200,000 operations on small pools, with a ledger (20 minutes)'
 	@echo 'make lint         formatting, lint, types, import order'
 	@echo 'make bench        run the benchmarks'
 	@echo 'make clean        remove .venv and everything that was built'
@@ -56,6 +57,9 @@ else
 	@echo '== running the tests'
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 endif
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.storm $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff format --check
