@@ -128,12 +128,10 @@ def blow(url: str, weather: Weather, folder: Path) -> Ledger:
 
 
 async def _as_new(url: str, driver: str) -> tuple[Any, ...]:
-    database = Database(_with_driver(url, driver))
-    with move_on_after(
-        0
-    ):  # AnyIO imports its backend: a child that is forked meanwhile would wait for ever
-        pass
-    row = await database.fetch_one(LOOKS[make_url(url).get_backend_name()], {"token": 0})
+    database, row = Database(_with_driver(url, driver)), None
+    # AnyIO imports its backend here: a child that is forked while a thread does so would wait for ever.
+    with move_on_after(60):
+        row = await database.fetch_one(LOOKS[make_url(url).get_backend_name()], {"token": 0})
     await database.disconnect()
     assert row is not None
     return tuple(row)[1:]
