@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", default=f"{time.time():.0f}", help="of the whole run")
     parser.add_argument("--round", help="play this one round again, as it was named")
     arguments = parser.parse_args()
+    logging.getLogger("loopsafe_db").setLevel(logging.ERROR)  # what it warns of is done on purpose
     wrong: Counter[str] = Counter()
     began, operations, interrupted = time.monotonic(), 0, 0
     with ExitStack() as stack:
