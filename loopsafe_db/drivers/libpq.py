@@ -123,6 +123,8 @@ def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[s
 
 def reset_query(touched: int) -> str | None:
     """Give what makes a session what it was; None if only closing it does."""
+    if touched == Touched.PARAMETER:
+        return "RESET ALL"
     if touched & Touched.BEYOND:
         return None
     return RESET + _FORGET if touched & (Touched.STATEMENTS | Touched.RAW) else RESET

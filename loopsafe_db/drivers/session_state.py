@@ -27,6 +27,7 @@ class Touched:
         BEYOND: What no reset undoes: a library that was loaded, a connection to another server.
         RAW: Whatever can be done with the driver's own connection.
         USED: Nothing that is known; but whoever wants to reset each connection is asked.
+        PARAMETER: What ``RESET ALL`` undoes alone: a parameter that ``SET name = value`` has set, and no role.
     """
 
     NOTHING = 0
@@ -35,6 +36,7 @@ class Touched:
     BEYOND = 4
     RAW = 8
     USED = 16
+    PARAMETER = 32
 
 
 _TEMPORARY = r"CREATE (?:OR REPLACE )?(?:GLOBAL |LOCAL )?TEMP(?:ORARY)?\b"
@@ -46,6 +48,7 @@ def _pattern(**kinds: str) -> re.Pattern[str]:
 
 
 _POSTGRESQL = _pattern(
+    PARAMETER=r"\ASET (?:SESSION )?(?!SESSION|ROLE)[A-Z_][\w.]* ?(?:=|TO\b)",
     BEYOND=r"\ALOAD\b|\b(?:DBLINK_CONNECT|PG_REPLICATION_ORIGIN_SESSION_SETUP)",
     STATEMENTS=r"\A(?:PREPARE(?! TRANSACTION\b)|DO|CALL)\b",
     SETTINGS=rf"\A(?:SET(?! (?:LOCAL|CONSTRAINTS|TRANSACTION)\b)|RESET|LISTEN|UNLISTEN|DISCARD|DEALLOCATE|{_TEMPORARY})"

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import make_url
 
 from loopsafe_db import Database
-from loopsafe_db.drivers.session_state import touched_by_sql
+from loopsafe_db.drivers.session_state import Touched, touched_by_sql
 from loopsafe_db.errors import InvalidSettingError, ReleasedError
 
 if TYPE_CHECKING:
@@ -611,3 +611,15 @@ LEAVE = {
 def test_a_text_is_known_by_what_it_says(dialect: str) -> None:
     assert [sql for sql in TOUCH[dialect] if not touched_by_sql(sql, f"{dialect}+any")] == []
     assert [sql for sql in LEAVE[dialect] if touched_by_sql(sql, f"{dialect}+any")] == []
+
+
+def test_only_what_names_no_role_is_undone_by_less_than_everything() -> None:
+    def kind(sql: str) -> int:
+        return touched_by_sql(sql, "postgresql+any")
+
+    assert {kind(sql) for sql in ("SET search_path = a", "set session a.b to 5")} == {
+        Touched.PARAMETER
+    }
+    roles = ["SET ROLE x", "SET role = x", "SET SESSION AUTHORIZATION x", 'SET "role" TO x']
+    assert {kind(sql) for sql in [*roles, "SET session_authorization TO x"]} == {Touched.SETTINGS}
+    assert kind("SET a = 1; SET ROLE x") & Touched.SETTINGS
