@@ -826,6 +826,8 @@ def _outcome(result: Any) -> Any:
         # Without a row, it is a key that was given, or that of an insert before.
         if affected != 0 and key and key[0] is not None:
             return key[0]
+        if affected is None and context.compiled.implicit_returning:  # SQLite does not count those
+            return 0
     return affected
 
 

@@ -159,6 +159,7 @@ class CompiledClause:
             self._order = [(name, self._processors.get(name)) for name in order]
         self.shows_rows = self.metadata is not None and not compiled.implicit_returning
         self._key_of = _key_getter(compiled)
+        self._returns_unasked = compiled.implicit_returning
         keys = RecordKeys(() if self.metadata is None else tuple(self.metadata.keys))
         self.names, self.positions = keys.names, keys.positions
         self._result_processors = _result_processors(self.metadata)
@@ -187,6 +188,8 @@ class CompiledClause:
             key = self._key_of(self.processed(answer.rows), answer.last_id, values)
             if key and key[0] is not None:
                 return key[0]
+            if answer.affected is None and self._returns_unasked:  # SQLite does not count those
+                return 0
         return answer.affected
 
     def _values(self, given: Mapping[str, Any], extracted: Any) -> dict[str, Any]:

@@ -274,7 +274,7 @@ async def test_what_no_reset_undoes_costs_the_connection(database: Database) -> 
         pytest.skip("SQLite's connections are opened anew for less")
     async with closing(alone(database)) as mine:
         before = await mine.fetch_val(PID)
-        await mine.execute("LOAD 'auto_explain'")
+        await mine.execute("LOAD 'plpgsql'")
         assert await mine.fetch_val(PID) != before
 
 
@@ -570,7 +570,7 @@ TOUCH = {
         "SELECT \"set_config\"('a', 'x, true)', false)",
         "SELECT set_config(:a, :b, :c)",
         "CALL mine()",
-        "LOAD 'auto_explain'",
+        "LOAD 'plpgsql'",
         "SELECT dblink_connect('a', 'b')",
         "DISCARD ALL",
         "RESET ALL",
