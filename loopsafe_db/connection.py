@@ -648,7 +648,7 @@ class Connection:
             raise
 
     def _explained(self, error: E, query: CompiledText | str | None) -> E:
-        explain(error, query, self._pool.options.url)
+        explain(error, query, self._pool.options.url, caller())
         return error
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:

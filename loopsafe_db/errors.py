@@ -42,7 +42,7 @@ and never hold a password.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy.exc import DontWrapMixin
 
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from loopsafe_db._runtime.keys import LoopKey
+
+E = TypeVar("E", bound="LoopsafeError")
 
 
 class LoopsafeError(DontWrapMixin, Exception):
@@ -62,13 +64,27 @@ class LoopsafeError(DontWrapMixin, Exception):
     code: ClassVar[str] = "LDB000"
     hint: ClassVar[str] = ""
 
-    def describe(self) -> str:
-        """Say what happened, where and to whom, without the code and the cure."""
-        return Exception.__str__(self)
+    def __init__(self, text: str) -> None:
+        """Put the whole text together: queues report ``args[0]``.
+
+        Args:
+            text: What happened, where and to whom, without the code and the cure.
+        """
+        cure = f"\nHINT: {self.hint}" if self.hint else ""
+        super().__init__(f"[{self.code}] {text}{cure}")
 
     def __str__(self) -> str:
-        text = f"[{self.code}] {self.describe()}"
-        return f"{text}\nHINT: {self.hint}" if self.hint else text
+        return str(self.args[0])  # an ImportError, or an OSError, has a way of its own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args), vars(self)
+
+
+def _restore(kind: type[E], args: tuple[Any, ...]) -> E:
+    """Make an error that was pickled: its text is ready, and ``__init__`` would make it of the parts."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class MisuseError(LoopsafeError):
@@ -98,12 +114,9 @@ class ForeignLoopError(MisuseError):
     taken_at: str
 
     def __init__(self, what: str, owner: LoopKey, caller: LoopKey, taken_at: str = "") -> None:
-        super().__init__(what, owner, caller, taken_at)
         self.what, self.owner, self.caller, self.taken_at = what, owner, caller, taken_at
-
-    def describe(self) -> str:
-        where = f" (taken at {self.taken_at})" if self.taken_at else ""
-        return f"{self.what}{where} belongs to {self.owner}, was used in {self.caller}"
+        where = f" (taken at {taken_at})" if taken_at else ""
+        super().__init__(f"{what}{where} belongs to {owner}, was used in {caller}")
 
 
 class ForeignTaskError(MisuseError):
@@ -127,13 +140,10 @@ class ForeignTaskError(MisuseError):
     taken_at: str
 
     def __init__(self, what: str, owner: str, user: str, taken_at: str) -> None:
-        super().__init__(what, owner, user, taken_at)
         self.what, self.owner, self.user, self.taken_at = what, owner, user, taken_at
-
-    def describe(self) -> str:
-        return (
-            f"{self.what} was taken by asyncio task {self.owner!r} at {self.taken_at}, "
-            f"was used by asyncio task {self.user!r}"
+        super().__init__(
+            f"{what} was taken by asyncio task {owner!r} at {taken_at}, "
+            f"was used by asyncio task {user!r}"
         )
 
 
@@ -146,13 +156,9 @@ class ReleasedError(MisuseError):
     taken_at: str
 
     def __init__(self, what: str, taken_at: str) -> None:
-        super().__init__(what, taken_at)
         self.what, self.taken_at = what, taken_at
-
-    def describe(self) -> str:
-        if not self.taken_at:
-            return f"{self.what} has not been entered"
-        return f"{self.what} (taken at {self.taken_at}) has been released"
+        released = f"{what} (taken at {taken_at}) has been released"
+        super().__init__(released if taken_at else f"{what} has not been entered")
 
 
 class NoRunningLoopError(MisuseError, RuntimeError):
@@ -165,11 +171,8 @@ class NoRunningLoopError(MisuseError, RuntimeError):
     )
 
     def __init__(self, what: str) -> None:
-        super().__init__(what)
         self.what = what
-
-    def describe(self) -> str:
-        return f"{self.what} needs a running asyncio event loop, and none runs in this thread"
+        super().__init__(f"{what} needs a running asyncio event loop, and none runs in this thread")
 
 
 class UnsupportedLoopError(MisuseError, RuntimeError):
@@ -178,12 +181,12 @@ class UnsupportedLoopError(MisuseError, RuntimeError):
     code = "LDB105"
     hint = 'run it under asyncio or uvloop, for example `anyio.run(main, backend="asyncio")`'
 
-    def __init__(self, library: str) -> None:
-        super().__init__(library)
+    def __init__(self, library: str, reason: str = "") -> None:
         self.library = library
-
-    def describe(self) -> str:
-        return f"a {self.library} event loop runs in this thread; asyncpg and SQLAlchemy need asyncio's"
+        super().__init__(
+            reason
+            or f"a {library} event loop runs in this thread; asyncpg and SQLAlchemy need asyncio's"
+        )
 
 
 class AsyncFactoryError(MisuseError):
@@ -193,11 +196,8 @@ class AsyncFactoryError(MisuseError):
     hint = "await `aget()` first in this loop, or give LoopLocal a factory that is not async"
 
     def __init__(self, what: str) -> None:
-        super().__init__(what)
         self.what = what
-
-    def describe(self) -> str:
-        return f"{self.what} has no value in this loop yet, and its factory is async"
+        super().__init__(f"{what} has no value in this loop yet, and its factory is async")
 
 
 class TransactionError(MisuseError):
@@ -249,13 +249,10 @@ class ForeignTransactionError(TransactionError):
     holder: str
 
     def __init__(self, what: str, holder: str) -> None:
-        super().__init__(what, holder)
         self.what, self.holder = what, holder
-
-    def describe(self) -> str:
-        return (
-            f"{self.what} would not be part of the transaction that it is started inside of, and that "
-            f"{self.holder} has begun"
+        super().__init__(
+            f"{what} would not be part of the transaction that it is started inside of, and that "
+            f"{holder} has begun"
         )
 
 
@@ -273,11 +270,10 @@ class NotUndoableError(TransactionError):
     )
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
         self.text = text
-
-    def describe(self) -> str:
-        return f"all that is done here is undone in the end, and this would commit or end it: {self.text}"
+        super().__init__(
+            f"all that is done here is undone in the end, and this would commit or end it: {text}"
+        )
 
 
 class QueryError(MisuseError):
@@ -298,10 +294,7 @@ class CopyError(QueryError):
     )
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
-
-    def describe(self) -> str:
-        return f"COPY FROM STDIN and COPY TO STDOUT are no queries: {self.args[0]}"
+        super().__init__(f"COPY FROM STDIN and COPY TO STDOUT are no queries: {text}")
 
 
 class MigrationError(MisuseError):
@@ -338,15 +331,12 @@ class MissingURLError(ConfigurationError):
     known: tuple[str, ...]
 
     def __init__(self, name: str, variables: Sequence[str], known: Sequence[str] = ()) -> None:
-        super().__init__(name, variables, known)
         self.name, self.variables, self.known = name, tuple(variables), tuple(known)
-
-    def describe(self) -> str:
-        where = ", ".join(self.variables)
-        others = f"; there is {', '.join(map(repr, self.known))}" if self.known else ""
-        return (
-            f"no URL for database {self.name!r}{others}: {where} not set, in the environment or in .env\n"
-            f"HINT: export {self.variables[0]}=postgresql://user@host/database, "
+        where = ", ".join(variables)
+        others = f"; there is {', '.join(map(repr, known))}" if known else ""
+        super().__init__(
+            f"no URL for database {name!r}{others}: {where} not set, in the environment or in .env\n"
+            f"HINT: export {variables[0]}=postgresql://user@host/database, "
             "or call loopsafe_db.configure(url=...) before the first get_database()"
         )
 
@@ -373,12 +363,9 @@ class UnknownDriverError(ConfigurationError):
     reason: str
 
     def __init__(self, driver: str, known: Sequence[str], reason: str = "") -> None:
-        super().__init__(driver, known, reason)
         self.driver, self.known, self.reason = driver, tuple(known), reason
-
-    def describe(self) -> str:
-        what = self.reason or f"no driver is called {self.driver!r}"
-        return f"{what}\nHINT: use one of {', '.join(self.known)}"
+        what = reason or f"no driver is called {driver!r}"
+        super().__init__(f"{what}\nHINT: use one of {', '.join(known)}")
 
 
 class MissingDriverError(ConfigurationError, ImportError):
@@ -396,13 +383,10 @@ class MissingDriverError(ConfigurationError, ImportError):
     extra: str
 
     def __init__(self, driver: str, package: str, extra: str = "") -> None:
-        super().__init__(driver, package, extra)
         self.driver, self.package, self.extra = driver, package, extra
-
-    def describe(self) -> str:
-        what = f"'loopsafe-db[{self.extra}]'" if self.extra else self.package
-        return (
-            f"driver {self.driver!r} needs the package {self.package!r}, which is not installed\n"
+        what = f"'loopsafe-db[{extra}]'" if extra else package
+        super().__init__(
+            f"driver {driver!r} needs the package {package!r}, which is not installed\n"
             f"HINT: pip install {what}"
         )
 
@@ -443,12 +427,9 @@ class AcquireTimeout(PoolError, TimeoutError):
     holders: tuple[str, ...]
 
     def __init__(self, waited: float, size: int, holders: Sequence[str] = ()) -> None:
-        super().__init__(waited, size, holders)
         self.waited, self.size, self.holders = waited, size, tuple(holders)
-
-    def describe(self) -> str:
-        lines = [f"no connection came free in {self.waited:g} s; all {self.size} are in use"]
-        return "\n  ".join([*lines, *self.holders])
+        lines = [f"no connection came free in {waited:g} s; all {size} are in use"]
+        super().__init__("\n  ".join([*lines, *holders]))
 
 
 class DriverError(LoopsafeError):
@@ -474,11 +455,8 @@ class ConnectError(DriverError, ConnectionError):
     reason: str
 
     def __init__(self, target: str, reason: str) -> None:
-        super().__init__(target, reason)
         self.target, self.reason = target, reason
-
-    def describe(self) -> str:
-        return f"cannot connect to {self.target}: {self.reason}"
+        super().__init__(f"cannot connect to {target}: {reason}")
 
 
 class AuthenticationError(ConnectError):
@@ -500,17 +478,30 @@ class StatementTimeout(DriverError, TimeoutError):
 
     Attributes:
         timeout: Seconds.
+        query: The beginning of the statement, without values.
+        target: Driver, host, port and database.
+        place: File and line that wait for it.
     """
 
     code = "LDB404"
     hint = "raise timeout= of this call or LOOPSAFE_DB_STATEMENT_TIMEOUT, or make the statement cheaper"
+    timeout: float
+    query: str
+    target: str
+    place: str
 
     def __init__(self, timeout: float) -> None:
-        super().__init__(timeout)
         self.timeout = timeout
+        self.query = self.target = self.place = ""
+        super().__init__(f"the statement did not finish within {timeout:g} s")
 
-    def describe(self) -> str:
-        return f"the statement did not finish within {self.timeout:g} s"
+    def locate(self, query: str, target: str, place: str) -> None:
+        """Name the statement, the database and the line that waits; the driver knows of none."""
+        self.query, self.target, self.place = query, target, place
+        super().__init__(
+            f"the statement did not finish within {self.timeout:g} s, at {place}\n"
+            f"query: {query}\non {target}"
+        )
 
 
 class PgBouncerError(DriverError):
@@ -529,8 +520,5 @@ class PgBouncerError(DriverError):
     )
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
         self.reason = reason
-
-    def describe(self) -> str:
-        return f"this looks like a PgBouncer between here and the server: {self.reason}"
+        super().__init__(f"this looks like a PgBouncer between here and the server: {reason}")

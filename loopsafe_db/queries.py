@@ -15,7 +15,13 @@ from loopsafe_db import lexer
 from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.session_state import Touched, touched_by
 from loopsafe_db.drivers.url import describe_target
-from loopsafe_db.errors import ConfigurationError, MisuseError, PoolError, QueryError
+from loopsafe_db.errors import (
+    ConfigurationError,
+    MisuseError,
+    PoolError,
+    QueryError,
+    StatementTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,13 +120,16 @@ def _shown(text: str, place: int) -> str:
     return f"{'…' * (start > 0)}{text[start:end]}{'…' * (end < len(text))}"
 
 
-def explain(error: BaseException, query: CompiledText | str | None, url: URL) -> None:
-    """Add a note to what the driver, or a time-out, says of a query: which one, and where; no value of it."""
+def explain(error: BaseException, query: CompiledText | str | None, url: URL, place: str) -> None:
+    """Add to what the driver, or a time-out, says of a query: which one, and where; no value of it."""
     if query is None or not isinstance(error, Exception) or isinstance(error, _SPEAKS_ITSELF):
         return
     text, meant = (query, "") if isinstance(query, str) else (query.text, _meant(query))
     shown = _PASSWORD.sub(r"\1 '***'", _shown(text, 0))
-    error.add_note(f"query: {shown}{meant}\non {describe_target(url)}")
+    if isinstance(error, StatementTimeout):
+        error.locate(shown, describe_target(url), place)
+    else:
+        error.add_note(f"query: {shown}{meant}\non {describe_target(url)}")
 
 
 def _meant(query: CompiledText) -> str:

@@ -101,8 +101,8 @@ class ProactorLoopError(UnsupportedLoopError):
         "asyncpg: postgresql://"
     )
 
-    def describe(self) -> str:
-        return f"a {self.library} runs in this thread, and psycopg cannot work in it"
+    def __init__(self, library: str) -> None:
+        super().__init__(library, f"a {library} runs in this thread, and psycopg cannot work in it")
 
 
 class TextDialect(PGDialect_psycopg):

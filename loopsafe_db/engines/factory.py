@@ -234,7 +234,7 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
     event.listen(engine.sync_engine, "before_cursor_execute", _Touching(traits.dialect))
     event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
     if (limit := pool.options.timeouts.statement) is not None:
-        limit_statements(engine.sync_engine, limit)
+        limit_statements(engine.sync_engine, pool.options.url, limit)
     return engine
 
 

@@ -6,9 +6,14 @@ import asyncio
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
+from greenlet import getcurrent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 _LIBRARIES = tuple(
     os.path.dirname(path) + os.sep
@@ -31,10 +36,24 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
 
 def caller() -> str:
     """Name the file and line outside this library that called it."""
-    frame = sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    for frame in _frames():
+        if not _is_inside(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return "an unknown place"
+
+
+def _frames() -> Iterator[FrameType]:
+    """Give the frames of who calls, the innermost first, and of those that SQLAlchemy's greenlet was started by."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    greenlet = getcurrent()
+    while True:
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+        if greenlet.parent is None:
+            return
+        greenlet = greenlet.parent
+        frame = greenlet.gr_frame
 
 
 def waits_at(task: asyncio.Task[Any] | None) -> str:

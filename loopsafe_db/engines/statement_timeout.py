@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
+from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import StatementTimeout
+from loopsafe_db.queries import explain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
     from sqlalchemy.engine import ExceptionContext
 
 TIMED: Mapping[str, Any] = {"loopsafe_timed": True}  # execution options: the caller has a timeout
 
 
-def limit_statements(engine: Engine, seconds: float) -> None:
-    """Have each statement fail with `StatementTimeout` after `seconds`, but for those that are `TIMED`."""
+def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
+    """Have each statement fail with `StatementTimeout` after `seconds`, but for those that are `TIMED`.
+
+    Args:
+        engine: Whose statements.
+        url: For the error.
+        seconds: How long each may take.
+    """
 
     def begin(*arguments: Any) -> None:
         context = arguments[4]
@@ -35,7 +43,9 @@ def limit_statements(engine: Engine, seconds: float) -> None:
         try:
             _leave(failure.execution_context, failure.original_exception)
         except TimeoutError:
-            return StatementTimeout(seconds)
+            error = StatementTimeout(seconds)
+            explain(error, failure.statement, url, caller())
+            return error
         return None
 
     event.listen(engine, "before_cursor_execute", begin)

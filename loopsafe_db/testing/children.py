@@ -68,12 +68,8 @@ class ChildError(LoopsafeError, RuntimeError):
     exit_code: int | None
 
     def __init__(self, text: str, exit_code: int | None = None) -> None:
-        super().__init__(text, exit_code)
+        super().__init__(text)
         self.text, self.exit_code = text, exit_code
-
-    def describe(self) -> str:
-        """What happened."""
-        return self.text
 
 
 class ChildTimeout(ChildError, TimeoutError):

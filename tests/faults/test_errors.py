@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import pickle
 import re
@@ -48,6 +49,7 @@ SAMPLES: dict[str, object] = {
     "target": "t",
     "reason": "r",
     "timeout": 1.5,
+    "text": "a text",
 }
 TREE = [
     found
@@ -56,13 +58,25 @@ TREE = [
 ]
 
 
+def sample(kind: type[LoopsafeError]) -> LoopsafeError:
+    """Make an error of a kind."""
+    names = [name for name in inspect.signature(kind.__init__).parameters if name in SAMPLES]
+    return kind(*(SAMPLES[name] for name in names))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", TREE)
 def test_every_error_survives_a_pickle(kind: type[LoopsafeError]) -> None:
-    names = [name for name in inspect.signature(kind.__init__).parameters if name in SAMPLES]
-    error = kind(*(SAMPLES[name] for name in names)) if names else kind("a text")
-    copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
+    error = sample(kind)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
     assert str(error).startswith(f"[{kind.code}] ")
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_the_text_of_every_error_is_what_a_queue_reports(kind: type[LoopsafeError]) -> None:
+    error = sample(kind)
+    for one in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert one.args == (str(one),)
 
 
 def test_every_code_is_used_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database, configure, get_database
+from loopsafe_db import Database, Timeouts, configure, get_database
 from loopsafe_db.errors import (
     ConnectError,
     InvalidSettingError,
@@ -202,13 +203,39 @@ async def test_a_number_in_place_of_a_name_gets_the_cure(postgres_url: str) -> N
         assert "write parameters as :name, not as $1" in told
 
 
-async def test_a_statement_that_takes_too_long_is_named(database: Database) -> None:
+async def ask_directly(database: Database, query: str) -> None:
+    await database.fetch_val(query)
+
+
+async def ask_in_a_transaction(database: Database, query: str) -> None:
+    async with database.transaction():
+        await database.fetch_all(query)
+
+
+async def ask_by_clause(database: Database, query: str) -> None:
+    async with database.connection() as connection:
+        await connection.fetch_all(sa.text(query))
+
+
+async def ask_by_session(database: Database, query: str) -> None:
+    async with database.session() as session:
+        await session.execute(sa.text(query))
+
+
+@pytest.mark.parametrize("ask", [ask_directly, ask_in_a_transaction, ask_by_clause, ask_by_session])
+async def test_a_statement_that_takes_too_long_is_named_with_its_database_and_its_place(
+    database: Database, ask: Callable[[Database, str], Awaitable[None]]
+) -> None:
+    impatient = Database(database.url, timeouts=Timeouts(statement=0.05))
     query = SLOW[database.url.dialect]
     with pytest.raises(StatementTimeout) as caught:
-        await database.fetch_val(query, timeout=0.05)
-    told = printed(pickle.loads(pickle.dumps(caught.value)))
+        await ask(impatient, query)
+    await impatient.disconnect()
+    told = pickle.loads(pickle.dumps(caught.value)).args[0]
     assert f"query: {query[:20]}" in told
     assert f"on {database.url.drivername}://" in told
+    last = ask.__code__.co_firstlineno + len(inspect.getsourcelines(ask)[0]) - 1
+    assert f"at {__file__}:{last}" in told
 
 
 @pytest.mark.parametrize(
