@@ -27,7 +27,7 @@ DEMO := PYTHONPATH=examples $(BIN)/python -m reflector_workers demo
 DEMO_ARGS := $(if $(MEETING),--meeting "$(MEETING)") $(if $(CONDUCTOR),--conductor "$(CONDUCTOR)")
 JVM := $(if $(filter real,$(CONDUCTOR)),$(if $(CONDUCTOR_SERVER_URL),,$(VENV)/.installed-jvm))
 
-.PHONY: help demo demo-broken test soak lint bench clean python
+.PHONY: help demo demo-broken test soak lint bench docs clean python
 .NOTPARALLEL:  # one pip at a time
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make soak         a storm of 200,000 operations on small pools, with a ledger (20 minutes)'
 	@echo 'make lint         formatting, lint, types, import order'
 	@echo 'make bench        run the benchmarks'
+	@echo 'make docs         build the documentation site into build/site'
 	@echo 'make clean        remove .venv and everything that was built'
 	@echo 'Variables: PYTHON MEETING CONDUCTOR CONDUCTOR_SERVER_URL ARGS COVERAGE JOBS (see the Makefile)'
 
@@ -70,9 +71,18 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/site
+	@echo 'the site is in build/site/index.html'
+
 $(VENV)/.installed-bench: pyproject.toml | python
 	@echo '== installing what the benchmarks need (once, about a minute)'
 	@$(INSTALL) -e '.[examples]' --group bench
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | python
+	@echo '== installing what the site needs (once, about a minute)'
+	@$(INSTALL) -e . --group docs
 	@touch $@
 
 clean:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 WIDTH, LEFT, RIGHT = 760, 210, 120
 ROW, HEAD, FOOT = 26, 44, 34
-INK, FAINT, OURS, OTHERS = "#24292f", "#d0d7de", "#1a7f37", "#8c959f"
+STYLE = """<style>
+  .paper { fill: #ffffff } .ink { fill: #24292f } .spread { stroke: #24292f; stroke-width: 2 } .rule { stroke: #d0d7de }
+  .ours { fill: #0f8a6d } .others { fill: #8c959f }
+  @media (prefers-color-scheme: dark) {
+    .paper { fill: #131416 } .ink { fill: #d7dbe0 } .spread { stroke: #d7dbe0 } .rule { stroke: #33373d }
+    .ours { fill: #2ea98c } .others { fill: #6e7681 }
+  }
+</style>"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def draw(panels: Sequence[Panel]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13" role="img">',
         f"<title>{escape('; '.join(panel.title for panel in panels))}</title>",
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        STYLE,
+        f'<rect class="paper" width="{WIDTH}" height="{height}" rx="6"/>',
     ]
     top = 0
     for panel in panels:
@@ -96,7 +104,7 @@ def _panel(panel: Panel) -> Iterator[str]:
     yield _text(12, 24, panel.title, 'font-weight="bold"')
     for tick in scale.ticks():
         x = scale.x(tick)
-        yield f'<path d="M{x:.1f} {HEAD - 6}V{bottom}" stroke="{FAINT}"/>'
+        yield f'<path d="M{x:.1f} {HEAD - 6}V{bottom}" class="rule"/>'
         yield _text(x, bottom + 16, _tick(tick), 'text-anchor="middle"')
     for number, bar in enumerate(panel.bars):
         yield from _bar(bar, HEAD + ROW * number, scale)
@@ -104,13 +112,13 @@ def _panel(panel: Panel) -> Iterator[str]:
 
 def _bar(bar: Bar, y: int, scale: Scale) -> Iterator[str]:
     low, middle, high = (scale.x(v) for v in (bar.spread.low, bar.spread.median, bar.spread.high))
-    colour = OURS if bar.is_ours else OTHERS
+    kind = "ours" if bar.is_ours else "others"
     weight = 'font-weight="bold"' if bar.is_ours else ""
     yield _text(LEFT - 8, y + 14, bar.name, f'text-anchor="end" {weight}')
-    yield f'<rect x="{LEFT}" y="{y}" width="{middle - LEFT:.1f}" height="18" fill="{colour}"/>'
-    yield f'<path d="M{low:.1f} {y + 9}H{high:.1f}" stroke="{INK}" stroke-width="2"/>'
+    yield f'<rect x="{LEFT}" y="{y}" width="{middle - LEFT:.1f}" height="18" class="{kind}"/>'
+    yield f'<path d="M{low:.1f} {y + 9}H{high:.1f}" class="spread"/>'
     yield _text(max(middle, high) + 8, y + 14, duration(bar.spread.median), weight)
 
 
 def _text(x: float, y: float, text: str, attributes: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y}" fill="{INK}" {attributes}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y}" class="ink" {attributes}>{escape(text)}</text>'

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import loopsafe_db
 from loopsafe_db import errors, testing
 from loopsafe_db.settings import LoopsafeSettings
 
@@ -100,6 +101,22 @@ def test_every_error_code_has_a_section() -> None:
     }
 
     assert documented == raised
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)", page, re.MULTILINE))
+
+    assert {*loopsafe_db.__all__} <= documented
+
+
+def test_every_page_is_listed_in_the_index() -> None:
+    index = ROOT / "docs/index.md"
+    listed = {index.parent / path for path, _ in LINK.findall(index.read_text(encoding="utf-8"))}
+    decisions = set(ROOT.glob("docs/explanation/decisions/0*.md"))
+    fragments = set(ROOT.glob("docs/changelog.d/*.md"))
+
+    assert set(ROOT.glob("docs/**/*.md")) - decisions - fragments - {index} <= listed
 
 
 def test_every_setting_is_in_the_table() -> None:

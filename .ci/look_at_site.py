@@ -1,0 +1,115 @@
+"""Look at every page of the site as readers do: ``look_at_site.py build/site [FOLDER]``, screenshots into FOLDER.
+
+Fails at: an error on the console, anything fetched from another host or not there, a link or an anchor that leads
+nowhere, a page wider than its window, blocks that overlap. Needs playwright and Debian's chromium.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+READERS = {
+    "desk": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+}
+LOOK = """() => {
+  const blocks = [...document.querySelectorAll('article section > *, article li > *, article dd > *')]
+    .filter(block => getComputedStyle(block).position === 'static' && block.offsetHeight);
+  const overlaps = blocks.filter(block => {
+    const next = block.nextElementSibling;
+    return next && blocks.includes(next)
+      && next.getBoundingClientRect().top < block.getBoundingClientRect().bottom - 1;
+  });
+  return {
+    links: [...document.querySelectorAll('a[href]')].map(link => link.href),
+    ids: [...document.querySelectorAll('[id]')].map(one => one.id),
+    wide: document.documentElement.scrollWidth - innerWidth,
+    overlaps: overlaps.map(block => block.textContent.trim().slice(0, 60)),
+  };
+}"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def look(page: Page, url: str, found: list[str]) -> dict:
+    """Open a page; what is wrong goes into `found`."""
+    page.goto(url)
+    seen = page.evaluate(LOOK)
+    if seen["wide"] > 0:
+        found.append(f"{url} is {seen['wide']} pixels wider than its window")
+    found += [f"{url} has blocks that overlap: {text!r}" for text in seen["overlaps"]]
+    return seen
+
+
+def read(
+    browser: Browser, reader: str, site: str, pages: list[str], shots: Path | None
+) -> Iterator[str]:
+    """Give what is wrong with the pages for one kind of reader."""
+    found: list[str] = []
+    page = browser.new_context(**READERS[reader]).new_page()
+    page.on(
+        "console", lambda said: said.type == "error" and found.append(f"{page.url}: {said.text}")
+    )
+    page.on("pageerror", lambda error: found.append(f"{page.url}: {error}"))
+    page.on(
+        "request",
+        lambda asked: asked.url.startswith((site, "data:")) or found.append(f"asks {asked.url}"),
+    )
+    seen = {}
+    for name in pages:
+        seen[site + name] = look(page, site + name, found)
+        if shots:
+            page.screenshot(path=shots / f"{name.replace('/', '.')}.{reader}.png")
+    yield from found
+    yield from broken_links(seen, site)
+
+
+def broken_links(seen: dict[str, dict], site: str) -> Iterator[str]:
+    """Give the links to pages and places that are not there."""
+    for url, page in seen.items():
+        for link in page["links"]:
+            target, place = urldefrag(link)
+            if not link.startswith(site):
+                continue
+            if target not in seen:
+                yield f"{url} links to {link}, which is not there"
+            elif place and unquote(place) not in seen[target]["ids"]:
+                yield f"{url} links to {link}, which has no such place"
+
+
+def main(folder: Path, shots: Path | None = None) -> int:
+    """Give 1 if something is wrong."""
+    pages = sorted(str(page.relative_to(folder)) for page in folder.rglob("*.html"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    site = f"http://127.0.0.1:{server.server_port}/"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+        )
+        found = [
+            f"{reader}: {wrong}"
+            for reader in READERS
+            for wrong in read(browser, reader, site, pages, shots)
+        ]
+    print(
+        *found,
+        f"{len(pages)} pages looked at as {' and '.join(READERS)}, {len(found)} things wrong",
+        sep="\n",
+    )
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
