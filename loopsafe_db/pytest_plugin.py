@@ -237,13 +237,17 @@ def loopsafe_postgres(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgresServer]:
     """The PostgreSQL server of this run, for all its workers: the given one, else a private one."""
+    from loopsafe_db.testing.runs import Run
     from loopsafe_db.testing.servers import GivenPostgres, SharedPostgres
 
     url = _given_url(request.config)
     if _is_sqlite(url):
         pytest.skip("this run is on SQLite (--loopsafe-url): there is no PostgreSQL server")
     if url:
-        yield GivenPostgres(url)
+        with Run(_run_key(request.config)) as run:
+            server = GivenPostgres(url, run)
+            server.drop_what_is_dead()
+            yield server
         return
     with SharedPostgres(_shared_folder(request.config, tmp_path_factory)) as server:
         yield server
@@ -326,11 +330,14 @@ def _emptied_database(url: str, cleaner: Database) -> Iterator[Database]:
     from loopsafe_db.testing.schemas import configured, truncate_all
     from loopsafe_db.testing.servers import run_apart
 
+    owner = os.getpid()
     try:
         with configured(url) as database:
             yield database
     finally:
-        run_apart(lambda: truncate_all(cleaner))
+        # a forked child that ends its fixtures leaves its parent's rows alone
+        if os.getpid() == owner:
+            run_apart(lambda: truncate_all(cleaner))
 
 
 def _cleaning(request: pytest.FixtureRequest) -> str:
@@ -350,6 +357,12 @@ def _given_url(config: pytest.Config) -> str:
     """The URL to use; "" if there shall be a private server."""
     option = config.getoption("--loopsafe-url")
     return str(option or os.environ.get(URL_VARIABLE) or config.getini("loopsafe_url"))
+
+
+def _run_key(config: pytest.Config) -> str | None:
+    """What the pytest-xdist workers of a run have in common."""
+    worker = getattr(config, "workerinput", None)
+    return worker and str(worker["testrunuid"])
 
 
 def _is_sqlite(url: str) -> bool:

@@ -15,9 +15,8 @@ import secrets
 import shutil
 import socket
 import sqlite3
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -26,20 +25,17 @@ from sqlalchemy import make_url
 from loopsafe_db.database import Database
 from loopsafe_db.errors import MisuseError
 from loopsafe_db.testing._binaries import find_local_binaries
+from loopsafe_db.testing._locks import hold, is_alone, locked
 from loopsafe_db.testing._postmaster import HOST, SUPERUSER, Postmaster, end_server
 from loopsafe_db.testing.postgres import quoted
+from loopsafe_db.testing.runs import PREFIX, is_of_a_dead_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from types import TracebackType
     from typing import Self
 
-if (
-    sys.platform == "win32"
-):  # pragma: no cover (it starts no server here, but copies files and talks to given ones)
-    import msvcrt
-else:
-    import fcntl
+    from loopsafe_db.testing.runs import Run
 
 __all__ = [
     "GivenPostgres",
@@ -89,10 +85,10 @@ class Shared:
         self, make: Callable[[], dict[str, Any]], is_alive: Callable[[dict[str, Any]], bool]
     ) -> dict[str, Any]:
         """Give what the others have noted, if it is alive; else make it, while the others wait."""
-        with _locked(self.lock):
+        with locked(self.lock):
             held = os.open(self.users, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                _hold(held)
+                hold(held)
                 note = self._read()
                 if note is None or not is_alive(note):
                     note = make()
@@ -110,8 +106,8 @@ class Shared:
             return
         try:
             if self._owner == os.getpid():
-                with _locked(self.lock):
-                    if _is_alone(held) and (note := self._read()) is not None:
+                with locked(self.lock):
+                    if is_alone(held) and (note := self._read()) is not None:
                         self._note.unlink()
                         end(note)
         finally:
@@ -130,56 +126,6 @@ class Shared:
         draft.replace(self._note)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Be the only process in this block; a killed one is out of it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        _lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-if sys.platform == "win32":  # pragma: no cover
-
-    def _lock(descriptor: int) -> None:
-        while True:
-            with suppress(OSError):  # after ten seconds
-                return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-
-    def _hold(descriptor: int) -> None:
-        """Its locks cannot be shared, so each takes a byte of its own."""
-        for place in range(1, 10_000):
-            os.lseek(descriptor, place, os.SEEK_SET)
-            with suppress(OSError):
-                return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-    def _is_alone(descriptor: int) -> bool:
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-        os.lseek(descriptor, 1, os.SEEK_SET)
-        with suppress(OSError):
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 9_999)
-            return True
-        return False
-
-else:
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def _hold(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-
-    def _is_alone(descriptor: int) -> bool:
-        """Let go, for the children as well that were forked meanwhile; is anybody else there?"""
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        return False
-
-
 # -- servers
 
 
@@ -194,7 +140,7 @@ class PostgresServer(Protocol):
         """Create a database, a copy of `template`; its URL. Without a name it gets one of its own."""
 
     def drop_database(self, name: str) -> None:
-        """Drop a database if it exists, together with the sessions still open in it."""
+        """Drop a database if it exists, unless the process that has forked this one has made it."""
 
 
 class GivenPostgres:
@@ -203,10 +149,12 @@ class GivenPostgres:
     Args:
         url: As for `Database`, with any driver of PostgreSQL; the URLs of its databases are like it. In the
             database that it names nothing is changed.
+        run: The run of tests that its databases belong to: the next one removes what this one leaves, if it is killed.
     """
 
-    def __init__(self, url: str) -> None:
-        self._given_url = url
+    def __init__(self, url: str, run: Run | None = None) -> None:
+        self._given_url, self._run = url, run
+        self._makers: dict[str, int] = {}  # of its databases: the processes
 
     @property
     def url(self) -> str:
@@ -220,13 +168,32 @@ class GivenPostgres:
 
     def create_database(self, name: str | None = None, *, template: str = "template0") -> str:
         """Create a database, a copy of `template`; its URL. Without a name it gets one of its own."""
-        name = name or f"loopsafe_{secrets.token_hex(6)}"
+        name = name or self.new_name()
         self.run_sql(f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template)} {self.strategy}")
+        self._makers[name] = os.getpid()
         return self.database_url(name)
 
+    def new_name(self, kind: str = "") -> str:
+        """Make up a name that no database has; it tells of which run it is."""
+        key = self._run.key if self._run is not None else ""
+        return "_".join(filter(None, (PREFIX, key, kind, secrets.token_hex(6))))
+
     def drop_database(self, name: str) -> None:
-        """Drop a database if it exists, together with the sessions still open in it."""
-        self.run_sql(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+        """Drop a database if it exists, together with the sessions still open in it.
+
+        A forked child drops none that its parent has made: it ends the fixtures that it was forked with, too.
+        """
+        if self._makers.pop(name, os.getpid()) == os.getpid():
+            self.run_sql(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+
+    def drop_what_is_dead(self) -> None:
+        """Drop the databases of runs that were killed."""
+        names = self.run_sql(
+            f"SELECT string_agg(datname, '/') FROM pg_database WHERE datname LIKE '{PREFIX}%'"
+        )
+        for name in (names or "").split("/"):
+            if is_of_a_dead_run(name):
+                self.drop_database(name)
 
     def database_url(self, name: str) -> str:
         """The URL of one database of this server, whether it exists or not."""
@@ -269,6 +236,7 @@ class SharedPostgres(GivenPostgres):
         start_timeout: float = 60.0,
         programs: Path | None = None,
     ) -> None:
+        super().__init__("")  # it is known once it runs
         self._shared = Shared(folder, "postgres")
         self._programs = programs
         self._settings = {"max_connections": str(max_connections), **(settings or {})}
@@ -416,7 +384,7 @@ class TemplateDatabase(Template):
         self._server.drop_database(make_url(url).database or "")
 
     def _make(self) -> dict[str, Any]:
-        place = f"loopsafe_template_{secrets.token_hex(6)}"
+        place = self._server.new_name("template")
         url = self._server.create_database(place)
         try:
             self._build(url)
@@ -454,18 +422,21 @@ class TemplateFile(Template):
     ) -> None:
         super().__init__(folder, build, name)
         self._url, self._folder = make_url(url), folder
+        self._makers: dict[str, int] = {}  # of the copies: the processes
 
     def create(self) -> str:
         """Copy the file; the URL of the copy."""
         path = self._folder / f"{secrets.token_hex(6)}.db"
         shutil.copyfile(self._place, path)
+        self._makers[str(path)] = os.getpid()
         return self._url_of(path)
 
     def drop(self, url: str) -> None:
-        """Remove the file, and what SQLite keeps beside it."""
+        """Remove the file, and what SQLite keeps beside it; a forked child leaves those of its parent."""
         path = make_url(url).database or ""
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            Path(path + suffix).unlink(missing_ok=True)
+        if self._makers.pop(path, os.getpid()) == os.getpid():
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(path + suffix).unlink(missing_ok=True)
 
     def _url_of(self, path: Path) -> str:
         return self._url.set(database=str(path)).render_as_string(hide_password=False)

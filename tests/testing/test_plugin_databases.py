@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
 from loopsafe_db.testing._binaries import find_local_binaries
+from loopsafe_db.testing.runs import Run
 from loopsafe_db.testing.servers import GivenPostgres
 from tests.conftest import skip_without_postgres
 from tests.testing.test_servers import databases, wait_until
@@ -77,6 +79,56 @@ def test_each_has_a_database_of_its_own(loopsafe_db_committed, turn):
 def test_the_rows_of_the_schema_are_there(loopsafe_db_committed):
     found = asyncio.run(get_database().fetch_val("SELECT count(*) FROM things"))
     assert found == {rows}
+"""
+# As pytest-forked does it: the child ends all fixtures, its parent's as well.
+FORKED = """
+import os
+import pytest
+from _pytest.runner import runtestprotocol
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "forked: run in a child")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    if not item.get_closest_marker("forked"):
+        return None
+    if (child := os.fork()) == 0:
+        reports = runtestprotocol(item, log=False)
+        os._exit(any(report.failed for report in reports))
+    assert os.waitpid(child, 0)[1] == 0
+    return True
+"""
+BESIDE_FORKED = """
+import asyncio
+import os
+import pytest
+from loopsafe_db import get_database
+
+async def use(number):
+    await get_database().execute("INSERT INTO things (id) VALUES (:n)", {"n": number})
+    return await get_database().fetch_val("SELECT count(*) FROM things")
+
+def test_before(FIXTURE):
+    assert asyncio.run(use(1)) == 1
+
+@pytest.mark.forked
+def test_in_a_child(FIXTURE):
+    assert asyncio.run(use(1)) == 1
+
+def test_after(FIXTURE):
+    assert asyncio.run(use(1)) == 1
+
+@pytest.mark.parametrize("turn", range(2))
+def test_while_a_child_ends(FIXTURE, request, turn):
+    first = asyncio.run(use(1))
+    if (child := os.fork()) == 0:
+        try:
+            request.session._setupstate.teardown_exact(None)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (first, asyncio.run(use(2))) == (1, 2)
 """
 PLAIN = """
 import sys
@@ -187,6 +239,56 @@ def test_a_killed_run_leaves_no_server(pytester: pytest.Pytester) -> None:
 
     folder = used(pytester)[0][2]
     wait_until(lambda: is_gone(folder))
+
+
+@pytest.mark.parametrize("url", ["", "given", "sqlite://"])
+@pytest.mark.parametrize("fixture", ["loopsafe_db", "loopsafe_db_committed"])
+def test_a_forked_child_that_ends_its_fixtures_takes_nothing_from_its_parent(
+    pytester: pytest.Pytester, postgres_server: PostgresServer, url: str, fixture: str
+) -> None:
+    pytester.makeconftest(CONFTEST + FORKED)
+    pytester.makepyfile(BESIDE_FORKED.replace("FIXTURE", fixture))
+
+    url = postgres_server.url if url == "given" else url
+    result = run(pytester, "-p", "no:randomly", *([f"--loopsafe-url={url}"] if url else []))
+
+    result.assert_outcomes(passed=4)  # and what the child has run
+
+
+def test_what_a_killed_worker_has_left_on_a_given_server_is_removed_by_the_next_run(
+    pytester: pytest.Pytester, postgres_server: PostgresServer
+) -> None:
+    server = GivenPostgres(postgres_server.url)
+    given = f"--loopsafe-url={server.url}"
+    pytester.makepyfile(
+        killed="""
+        import asyncio, os, signal
+        import pytest
+
+        def test_one(note):
+            asyncio.run(note())
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        plain="""
+        import asyncio
+
+        def test_one(note):
+            asyncio.run(note())
+        """,
+    )
+    with Run() as living:
+        beside = GivenPostgres(server.url, living).create_database()
+        killed = run(pytester, "-n1", "--max-worker-restart=0", given, "killed.py")
+        assert killed.ret != 0
+        left = {used(pytester)[0][1], *built(pytester)}
+        assert left <= {*databases(server)}
+
+        run(pytester, "-n1", given, "plain.py").assert_outcomes(passed=1)
+
+        there = {*databases(server)}
+        assert not there & {*left, *(line[1] for line in used(pytester)), *built(pytester)}
+        assert make_url(beside).database in there
+    server.drop_database(make_url(beside).database or "")
 
 
 # -- cleaning
