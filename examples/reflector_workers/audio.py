@@ -1,184 +1,236 @@
-"""A meeting's recordings: a folder with one WAV per participant, named after its speaker."""
+"""One recording: whatever its format, its samples as the model wants them, in little memory."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-import wave
-from collections import defaultdict
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import av
+from av.error import FFmpegError
+
 from reflector_workers.domain import MeetingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from av.audio.frame import AudioFrame
+    from av.audio.resampler import AudioResampler
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.packet import Packet
 
 SAMPLE_RATE = 16_000
 SAMPLE_BYTES = 2  # 16-bit PCM
-REFERENCE_NAME = "reference.rttm"
 
-_CONVERT = "ffmpeg -i {source} -ar 16000 -ac 1 -c:a pcm_s16le {target}"
-_OTHER_AUDIO = {".aac", ".flac", ".m4a", ".mp3", ".mp4", ".ogg", ".opus", ".webm", ".wma"}
+# Formats that hold their audio themselves: a playlist would have FFmpeg open whatever it names.
+_READABLE = "wav,w64,aiff,caf,au,flac,ogg,matroska,mov,mp3,aac,asf,amr,ape,avi,flv,mpegts,tta,wv"
+_GAP = SAMPLE_RATE // 20  # clocks in milliseconds and a lone lost packet stay under it
+_LONGEST_GAP = 24 * 3600 * SAMPLE_RATE
 
 
 @dataclass(frozen=True)
-class TrackFile:
-    """A recording that was opened and found usable.
+class Extent:
+    """What a recording holds, found without decoding it.
 
     Attributes:
-        speaker: Taken from the file's name; one word, as RTTM wants it.
-        duration: Seconds.
+        container: FFmpeg's name of the format.
+        seconds: From the first packet to the end of the last one, gaps included.
+        declared: Seconds that the file's own header speaks of, or None.
+        begins: When the first packet is due, by the file's own clock.
+        gaps: Seconds between packets in which there is none.
+        streams: How many audio streams there are. The first one is read.
     """
 
-    path: Path
-    speaker: str
-    duration: float
+    container: str
+    seconds: float
+    declared: float | None
+    begins: float
+    gaps: float
+    streams: int
 
 
-@dataclass(frozen=True)
-class MeetingFolder:
-    """A folder whose recordings can all be worked on."""
+class Recording:
+    """One participant's recording, read as a stream.
 
-    path: Path
-    tracks: tuple[TrackFile, ...]
-
-    @property
-    def name(self) -> str:
-        return one_word(self.path.name) or "meeting"
-
-    @property
-    def reference(self) -> Path | None:
-        """The true turns, if the folder has a ``reference.rttm``."""
-        path = self.path / REFERENCE_NAME
-        return path if path.is_file() else None
-
-    @property
-    def duration(self) -> float:
-        return max(track.duration for track in self.tracks)
-
-
-def read_meeting(folder: Path) -> MeetingFolder:
-    """Open every recording of a folder, in the order of their names.
-
-    Raises:
-        MeetingError: The folder or one of its files cannot be used; the text has the cure.
+    Attributes:
+        path: Where it is.
+        damaged: How many packets could not be decoded so far; there is silence in their place.
     """
-    paths = _recordings(folder)
-    tracks = tuple(read_track(path) for path in paths)
-    _check_speakers_differ(tracks)
-    return MeetingFolder(folder.resolve(), tracks)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged = 0
+
+    def measure(self) -> Extent:
+        """Look at every packet without decoding it: a second or two for three hours.
+
+        Raises:
+            MeetingError: It cannot be read as audio, or there is none in it.
+        """
+        with self._opened() as (container, stream):
+            begins, end, gaps = _span(self._packets(container, stream))
+            extent = Extent(
+                container=container.format.name,
+                seconds=end - begins,
+                declared=_declared(container, stream),
+                begins=begins,
+                gaps=gaps,
+                streams=len(container.streams.audio),
+            )
+        if extent.seconds <= 0:
+            raise MeetingError(f"{self.path} has no audio in it. Remove it, or record it again")
+        if next(Recording(self.path).read_chunks(1), None) is None:
+            raise MeetingError(f"{self.path} cannot be decoded. Remove it, or record it again")
+        return extent
+
+    def read_chunks(self, frames: int) -> Iterator[bytes]:
+        """Its samples, 16 kHz mono 16-bit, `frames` at a time; silence fills up the last chunk."""
+        size = frames * SAMPLE_BYTES
+        waiting = bytearray()
+        for piece in self._pieces():
+            waiting += piece
+            while len(waiting) >= size:
+                yield bytes(waiting[:size])
+                del waiting[:size]
+        if waiting:
+            yield bytes(waiting).ljust(size, b"\0")
+
+    def _pieces(self) -> Iterator[bytes]:
+        converter = _Converter(self.path)
+        with self._opened() as (container, stream):
+            for packet in self._packets(container, stream):
+                for frame in self._frames(packet):
+                    yield from converter.convert(frame)
+            yield from converter.flush()
+
+    def _packets(
+        self, container: InputContainer, stream: AudioStream
+    ) -> Iterator[Packet[AudioStream]]:
+        try:
+            yield from container.demux(stream)
+        except FFmpegError:  # a file that was cut off may end within a packet
+            self.damaged += 1
+
+    def _frames(self, packet: Packet[AudioStream]) -> list[AudioFrame]:
+        try:
+            return list(packet.decode())
+        except FFmpegError:
+            self.damaged += 1
+            return []
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, AudioStream]]:
+        options = {"format_whitelist": _READABLE, "protocol_whitelist": "file"}
+        try:
+            # "file:", or a colon in a name would make a protocol of what stands before it
+            container = av.open(f"file:{self.path}", options=options)
+        except FFmpegError as error:
+            raise MeetingError(self._complaint(error)) from error
+        with container:
+            if not container.streams.audio:
+                raise MeetingError(f"{self.path} has no audio in it. Remove it from the folder")
+            yield container, container.streams.audio[0]
+
+    def _complaint(self, error: FFmpegError) -> str:
+        if isinstance(error, OSError) and not self.path.is_file():
+            return f"{self.path} cannot be read: {error.strerror}"
+        if self.path.stat().st_size == 0:
+            return f"{self.path} is empty. Remove it, or record it again"
+        return f"{self.path} cannot be read as audio: {error.strerror}. {_cure(self.path)}"
 
 
-def read_track(path: Path) -> TrackFile:
-    """Open one recording and check that it is 16 kHz, mono, 16-bit PCM, and not empty.
+class _Converter:
+    """Makes 16 kHz mono of frames, each at its own time: where the clock jumps, there is silence.
 
-    Raises:
-        MeetingError: It is not.
+    Recorders of calls write nothing while a participant is muted or packets are lost.
     """
-    speaker = one_word(path.stem)
-    if not _is_text(path):
-        raise MeetingError(f"{str(path)!a}: the name is not UTF-8. Rename it")
-    if not speaker:
-        raise MeetingError(f"{path}: the file's name names no speaker. Rename it, e.g. alice.wav")
-    with _opened(path) as wav:
-        _check_format(path, wav)
-        frames = sum(len(chunk) for chunk in _chunks(wav, SAMPLE_RATE)) // SAMPLE_BYTES
-    if frames == 0:
-        raise MeetingError(f"{path} has no audio in it. Remove it, or record it again")
-    return TrackFile(path.resolve(), speaker, frames / SAMPLE_RATE)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._resampler: AudioResampler | None = None
+        self._shape: tuple[str, str, int] | None = None
+        self._begins: float | None = None
+        self._written = 0
+
+    def convert(self, frame: AudioFrame) -> Iterator[bytes]:
+        missing = self._missing_before(frame)
+        shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if missing or shape != self._shape:
+            yield from self.flush()
+        if missing:
+            yield from self._silence(self._missing_before(frame))
+        if self._resampler is None:
+            self._shape = shape
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        yield from self._taken(self._resampler.resample(frame))
+
+    def flush(self) -> Iterator[bytes]:
+        """What the resampler still holds."""
+        if self._resampler is not None:
+            yield from self._taken(self._resampler.resample(None))
+            self._resampler = None
+
+    def _missing_before(self, frame: AudioFrame) -> int:
+        if frame.pts is None or frame.time_base is None:
+            return 0
+        time = float(frame.pts * frame.time_base)
+        if self._begins is None:
+            self._begins = time
+        missing = round((time - self._begins) * SAMPLE_RATE) - self._written
+        if missing > _LONGEST_GAP:
+            raise MeetingError(
+                f"{self._path}: its clock jumps by {missing / SAMPLE_RATE / 3600:.0f} hours. "
+                f"Write it anew: {_conversion(self._path)}"
+            )
+        return missing if missing > _GAP else 0
+
+    def _silence(self, samples: int) -> Iterator[bytes]:
+        self._written += samples
+        while samples > 0:
+            yield bytes(min(samples, SAMPLE_RATE) * SAMPLE_BYTES)
+            samples -= SAMPLE_RATE
+
+    def _taken(self, frames: Iterable[AudioFrame]) -> Iterator[bytes]:
+        for frame in frames:
+            self._written += frame.samples
+            yield bytes(frame.planes[0])[: frame.samples * SAMPLE_BYTES]
 
 
-def read_chunks(path: Path, frames: int) -> Iterator[bytes]:
-    """The samples of a recording, `frames` at a time; the last chunk is filled up with silence."""
-    size = frames * SAMPLE_BYTES
-    with _opened(path) as wav:
-        _check_format(path, wav)
-        for chunk in _chunks(wav, frames):
-            yield chunk.ljust(size, b"\0")
+def _span(packets: Iterable[Packet[AudioStream]]) -> tuple[float, float, float]:
+    """When the first packet is due, when the last one ends, and how long there is none between."""
+    begins, end, gaps = None, 0.0, 0.0
+    for packet in packets:
+        if packet.pts is not None and packet.time_base is not None:
+            due = float(packet.pts * packet.time_base)
+            if begins is None:
+                begins = end = due
+            elif (due - end) * SAMPLE_RATE > _GAP:
+                gaps += due - end
+            end = max(end, due + float((packet.duration or 0) * packet.time_base))
+    return (end if begins is None else begins), end, gaps
 
 
-def one_word(name: str) -> str:
-    """A name as RTTM and XML can hold it: no blanks, no control characters."""
-    blanks_joined = re.sub(r"\s+", "_", unicodedata.normalize("NFC", name).strip())
-    return "".join(letter if letter.isprintable() else "_" for letter in blanks_joined)
+def _declared(container: InputContainer, stream: AudioStream) -> float | None:
+    """The length by the header, where it has one; FFmpeg guesses it from the size elsewhere."""
+    kinds = container.format.name.split(",")
+    if "flac" in kinds or "mov" in kinds:
+        return float(stream.duration * (stream.time_base or 0)) if stream.duration else None
+    if "matroska" in kinds and len(container.streams) == 1:  # it is that of the longest stream
+        return container.duration / av.time_base if container.duration else None
+    return None
 
 
-def _recordings(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise MeetingError(f"{folder}: there is no such folder. Give a folder of WAV files")
-    if not folder.is_dir():
-        raise MeetingError(f"{folder} is a file. Give the folder that it is in")
-    try:
-        visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    except OSError as error:
-        raise MeetingError(f"{folder} cannot be read: {error.strerror}") from error
-    recordings = [path for path in visible if path.suffix.lower() == ".wav"]
-    if not recordings:
-        raise MeetingError(f"{folder} has no WAV file in it. {_cure_for_no_recording(visible)}")
-    return recordings
-
-
-def _cure_for_no_recording(visible: list[Path]) -> str:
-    for path in visible:
-        if path.suffix.lower() in _OTHER_AUDIO:
-            return f"Convert what it has: {_conversion(path)}"
-    return "Put one WAV per participant there, each named after its speaker, e.g. alice.wav"
-
-
-def _is_text(path: Path) -> bool:
-    """Whether the path can be kept in a database and sent as JSON."""
-    try:
-        str(path.resolve()).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[wave.Wave_read]:
-    try:
-        wav = wave.open(str(path), "rb")  # noqa: SIM115  (only opening it is tried here)
-    except (wave.Error, EOFError) as error:
-        what = "is empty" if path.stat().st_size == 0 else f"is not a PCM WAV file ({error})"
-        raise MeetingError(f"{path} {what}. Convert the recording: {_conversion(path)}") from error
-    except OSError as error:
-        raise MeetingError(f"{path} cannot be read: {error.strerror}") from error
-    with wav:
-        yield wav
-
-
-def _check_format(path: Path, wav: wave.Wave_read) -> None:
-    wrong = []
-    if wav.getframerate() != SAMPLE_RATE:
-        wrong.append(f"has {wav.getframerate()} samples per second, not {SAMPLE_RATE}")
-    if wav.getnchannels() != 1:
-        wrong.append(f"has {wav.getnchannels()} channels, not 1 (one file per participant)")
-    if wav.getsampwidth() != SAMPLE_BYTES:
-        wrong.append(f"has {8 * wav.getsampwidth()}-bit samples, not 16-bit")
-    if wrong:
-        raise MeetingError(f"{path} {' and '.join(wrong)}. Convert it: {_conversion(path)}")
-
-
-def _chunks(wav: wave.Wave_read, frames: int) -> Iterator[bytes]:
-    # not by the header's count: recorders that were killed leave a wrong one
-    while chunk := wav.readframes(frames):
-        if whole := chunk[: len(chunk) // SAMPLE_BYTES * SAMPLE_BYTES]:
-            yield whole
+def _cure(path: Path) -> str:
+    return f"Remove it or record it again. What FFmpeg can read: {_conversion(path)}"
 
 
 def _conversion(path: Path) -> str:
-    return _CONVERT.format(source=f"'{path.name}'", target=f"'{path.stem}-16k.wav'")
-
-
-def _check_speakers_differ(tracks: tuple[TrackFile, ...]) -> None:
-    files = defaultdict(list)
-    for track in tracks:
-        files[track.speaker.casefold()].append(track.path.name)
-    for speaker, names in files.items():
-        if len(names) > 1:
-            raise MeetingError(
-                f"{' and '.join(names)} name the same speaker, {speaker}. Rename all but one"
-            )
+    """A shell command: its result has the speaker's name, and hides the original beside it."""
+    target = path.with_suffix(".wav" if path.suffix.lower() == ".flac" else ".flac")
+    source, result, hidden = (
+        shlex.quote(str(each)) for each in (path, target, path.with_name(f".{path.name}"))
+    )
+    return f"ffmpeg -i {source} -vn {result} && mv {source} {hidden}"

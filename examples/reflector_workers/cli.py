@@ -37,7 +37,8 @@ def _root() -> None:
 @app.command()
 def demo(
     meeting: Annotated[
-        Path | None, typer.Option(help="A folder with one WAV per participant; else the sample.")
+        Path | None,
+        typer.Option(help="A folder with one recording per participant; else the sample."),
     ] = None,
     conductor: Annotated[
         str | None,

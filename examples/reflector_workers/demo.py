@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 from conductor.client.worker.worker import Worker
 
-from reflector_workers.audio import MeetingFolder, read_meeting
 from reflector_workers.conductor import ConductorAnswerError, ConductorClient
-from reflector_workers.domain import MeetingError, Turn
+from reflector_workers.domain import MeetingError, Track, Turn
 from reflector_workers.error_rate import error_rate
 from reflector_workers.fleet import WorkerClass, running_fleet
 from reflector_workers.lifecycle import read_logs, read_reports
 from reflector_workers.outcome import Outcome, Result
 from reflector_workers.progress import WorkflowState, watch
-from reflector_workers.report import JobProgress
+from reflector_workers.recordings import MeetingFolder, read_meeting
+from reflector_workers.report import JobProgress, show_notes
 from reflector_workers.rttm import read_rttm_file
 from reflector_workers.stage import open_stage
 from reflector_workers.storage.job_log import job_log_controller
+from reflector_workers.storage.meetings import tracks_controller
 from reflector_workers.storage.outputs import outputs_controller
 from reflector_workers.storage.sessions import open_sessions, sessions_left_open
 from reflector_workers.storage.speech import turns_controller
@@ -72,6 +73,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
     meeting = read_meeting(options.folder)
     reference = read_rttm_file(meeting.reference) if meeting.reference else None
     _make_folder(options.output)
+    show_notes(meeting.notes, console)
     with (
         open_stage(options.conductor, console) as stage,
         tempfile.TemporaryDirectory(prefix="reflector-workers-") as name,
@@ -134,6 +136,13 @@ def _terminate(conductor: ConductorClient, workflow_ids: Sequence[str]) -> None:
             conductor.terminate_workflow(workflow_id, "the demo is over")
 
 
+def _notes(track: Track) -> list[str]:
+    if not track.damaged:
+        return []
+    name = Path(track.path).name
+    return [f"{name} is damaged: {track.damaged} packets of it were heard as silence"]
+
+
 async def _collect(
     options: DemoOptions,
     meeting: MeetingFolder,
@@ -148,8 +157,10 @@ async def _collect(
         path = options.output / f"{meeting.name}.{output.kind}"
         path.write_text(output.content, encoding="utf-8")
         written.append(path)
+    tracks = await tracks_controller.get_by_meeting(meeting_ids[0])
     return Result(
         turns=turns,
+        notes=[note for track in tracks for note in _notes(track)],
         written=written,
         score=error_rate(reference, turns[0]) if reference else None,
         counts=await job_log_controller.count([workflow.id for workflow in workflows]),

@@ -52,13 +52,19 @@ class Turn(Segment):
 
 
 class Track(Value):
-    """One participant's recording, as the database knows it."""
+    """One participant's recording, as the database knows it.
+
+    Attributes:
+        duration: Seconds.
+        damaged: Packets that could not be decoded; 0 before it was heard.
+    """
 
     id: int
     position: int
     speaker: str
     path: str
     duration: float
+    damaged: int
 
 
 class TrackSpeech(Value):

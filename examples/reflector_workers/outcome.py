@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from reflector_workers.audio import MeetingFolder
     from reflector_workers.domain import Turn
     from reflector_workers.error_rate import ErrorRate
     from reflector_workers.lifecycle import ProcessReport
     from reflector_workers.progress import WorkflowState
+    from reflector_workers.recordings import MeetingFolder
     from reflector_workers.storage.job_log import JobCounts
 
 
@@ -23,12 +23,14 @@ class Result:
 
     Attributes:
         turns: The turns of each workflow; all should be equal.
+        notes: What was wrong with recordings, found while they were heard.
         written: The files that the documents were written to.
         score: Against the folder's ``reference.rttm``, if there is one.
         counts: From the job log.
     """
 
     turns: Sequence[tuple[Turn, ...]]
+    notes: Sequence[str]
     written: Sequence[Path]
     score: ErrorRate | None
     counts: JobCounts

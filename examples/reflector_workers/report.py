@@ -11,7 +11,7 @@ from rich.table import Table
 from reflector_workers.progress import WorkflowState, done_by_type, failure_reasons
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from rich.console import Console
@@ -74,11 +74,18 @@ class JobProgress:
         self._shown = done.total() + failed
 
 
+def show_notes(notes: Iterable[str], console: Console) -> None:
+    """Print what the user should know of the recordings."""
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
 def show_outcome(outcome: Outcome, console: Console) -> None:
     """Print what a run of the working fleet found out."""
     if outcome.result is None:
         _show_failure(outcome, console)
     else:
+        show_notes(outcome.result.notes, console)
         console.print(_turn_table(outcome.meeting.name, outcome.result.turns[0]))
         console.print(_score_line(outcome.result.score))
     console.print(_figures(outcome))

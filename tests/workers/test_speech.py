@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from reflector_workers.audio import Recording
 from reflector_workers.speech import SpeechSettings, detect_speech, segments_of
 
 if TYPE_CHECKING:
@@ -52,15 +53,17 @@ def test_no_probabilities_give_no_segments() -> None:
 
 
 def test_silence_is_not_speech(write_wav: WriteWav) -> None:
-    assert detect_speech(write_wav("alice.wav", seconds=3)) == ()
+    assert detect_speech(Recording(write_wav("alice.wav", seconds=3))) == ()
 
 
 def test_the_sample_has_the_speech_that_its_reference_says(sample: Path) -> None:
-    (segment,) = detect_speech(sample / "bob.wav")
+    (segment,) = detect_speech(Recording(sample / "bob.wav"))
 
     assert segment.start == pytest.approx(5.404, abs=0.1)
     assert segment.end == pytest.approx(5.404 + 3.224, abs=0.15)
 
 
 def test_a_recording_is_heard_the_same_way_twice(sample: Path) -> None:
-    assert detect_speech(sample / "bob.wav") == detect_speech(sample / "bob.wav")
+    assert detect_speech(Recording(sample / "bob.wav")) == detect_speech(
+        Recording(sample / "bob.wav")
+    )

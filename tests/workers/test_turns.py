@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reflector_workers.audio import read_meeting
+from reflector_workers.audio import Recording
 from reflector_workers.domain import Segment, TrackSpeech, Turn
 from reflector_workers.error_rate import error_rate
+from reflector_workers.recordings import read_meeting
 from reflector_workers.rttm import read_rttm_file
 from reflector_workers.speech import detect_speech
 from reflector_workers.turns import joined, merge_turns
@@ -63,7 +64,7 @@ def test_a_meeting_in_which_nobody_speaks_has_no_turns() -> None:
 def test_the_sample_is_diarized_with_less_than_ten_percent_error(sample: Path) -> None:
     meeting = read_meeting(sample)
     found = merge_turns(
-        TrackSpeech(speaker=track.speaker, segments=detect_speech(track.path))
+        TrackSpeech(speaker=track.speaker, segments=detect_speech(Recording(track.path)))
         for track in meeting.tracks
     )
 

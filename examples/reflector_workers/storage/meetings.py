@@ -8,8 +8,8 @@ from loopsafe_db import get_database
 from reflector_workers.domain import Track
 
 if TYPE_CHECKING:
-    from reflector_workers.audio import MeetingFolder
     from reflector_workers.job import Job
+    from reflector_workers.recordings import MeetingFolder
 
 
 class MeetingsController:
@@ -76,6 +76,13 @@ class TracksController:
             {"meeting_id": meeting_id, "count": len(meeting.tracks)},
         )
 
+    async def set_damaged(self, track_id: int, packets: int) -> None:
+        """Note how many packets of a track could not be decoded."""
+        await get_database().execute(
+            "UPDATE reflector.tracks SET damaged = :packets WHERE id = :id",
+            {"id": track_id, "packets": packets},
+        )
+
     async def get_by_id(self, track_id: int) -> Track:
         """One track.
 
@@ -83,7 +90,10 @@ class TracksController:
             LookupError: There is no such track.
         """
         row = await get_database().fetch_one(
-            "SELECT id, position, speaker, path, duration FROM reflector.tracks WHERE id = :id",
+            """
+            SELECT id, position, speaker, path, duration, damaged FROM reflector.tracks
+            WHERE id = :id
+            """,
             {"id": track_id},
         )
         if row is None:
@@ -94,7 +104,7 @@ class TracksController:
         """A meeting's tracks, by position."""
         rows = await get_database().fetch_all(
             """
-            SELECT id, position, speaker, path, duration FROM reflector.tracks
+            SELECT id, position, speaker, path, duration, damaged FROM reflector.tracks
             WHERE meeting_id = :meeting_id ORDER BY position
             """,
             {"meeting_id": meeting_id},

@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS reflector.tracks (
     UNIQUE (meeting_id, position)
 );
 
+ALTER TABLE reflector.tracks ADD COLUMN IF NOT EXISTS damaged integer NOT NULL DEFAULT 0;
+
 CREATE TABLE IF NOT EXISTS reflector.segments (
     workflow_instance_id text NOT NULL,
     reference_task_name text NOT NULL,

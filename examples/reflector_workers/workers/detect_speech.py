@@ -5,6 +5,7 @@ from pathlib import Path
 from conductor.client.worker.worker_task import worker_task
 
 from reflector_workers import speech
+from reflector_workers.audio import Recording
 from reflector_workers.domain import DetectedTrack, to_json
 from reflector_workers.job import Job
 from reflector_workers.storage.meetings import tracks_controller
@@ -21,8 +22,10 @@ def detect_speech(track_id: int) -> JSONObject:
     async def work(job: Job) -> JSONObject:
         track = await tracks_controller.get_by_id(track_id)
         # blocks this job's own loop and nobody else's; no connection is held meanwhile
-        segments = speech.detect_speech(Path(track.path))
+        recording = Recording(Path(track.path))
+        segments = speech.detect_speech(recording)
         await segments_controller.replace(job, track.id, segments)
+        await tracks_controller.set_damaged(track.id, recording.damaged)
         return to_json(
             DetectedTrack(track_id=track.id, position=track.position, segment_count=len(segments))
         )

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from conductor.client.worker.worker_task import worker_task
 
-from reflector_workers.audio import read_meeting
 from reflector_workers.job import Job
+from reflector_workers.recordings import read_meeting
 from reflector_workers.storage.meetings import meetings_controller, tracks_controller
 from reflector_workers.workers.running import JSONObject, run_job
 
 
-@worker_task(task_definition_name="prepare_meeting", thread_count=3)  # type: ignore[untyped-decorator]
+@worker_task(  # type: ignore[untyped-decorator]
+    task_definition_name="prepare_meeting", thread_count=3, lease_extend_enabled=True
+)
 def prepare_meeting(folder: str) -> JSONObject:
     """Store a meeting and its tracks.
 

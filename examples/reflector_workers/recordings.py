@@ -1,0 +1,173 @@
+"""A meeting's recordings: a folder with one file per participant, named after its speaker."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reflector_workers.audio import Recording
+from reflector_workers.completeness import shortfall
+from reflector_workers.domain import MeetingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+REFERENCE_NAME = "reference.rttm"
+_SUFFIX = re.compile(
+    r"\.(3gp|aac|aiff?|amr|ape|asf|au|avi|bwf|caf|flac|flv|m3u8|m4[ab]|mk[av]|mov|mp[234]|mpe?g"
+    r"|og[agv]|opus|rf64|snd|ts|tta|w64|wave?|webm|wma|wv)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class TrackFile:
+    """A recording that was opened and found usable.
+
+    Attributes:
+        speaker: Taken from the file's name; one word, as RTTM wants it.
+        duration: Seconds.
+        notes: What a user should know of it; each goes on after the file's name.
+    """
+
+    path: Path
+    speaker: str
+    duration: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeetingFolder:
+    """A folder whose recordings can all be worked on.
+
+    Attributes:
+        path: The folder.
+        tracks: In the order of their names.
+        left_out: What else is in the folder, hidden files aside.
+    """
+
+    path: Path
+    tracks: tuple[TrackFile, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return one_word(self.path.name) or "meeting"
+
+    @property
+    def reference(self) -> Path | None:
+        """The true turns, if the folder has a ``reference.rttm``."""
+        path = self.path / REFERENCE_NAME
+        return path if path.is_file() else None
+
+    @property
+    def duration(self) -> float:
+        return max(track.duration for track in self.tracks)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before it is worked on."""
+        notes = [f"{track.path.name} {note}" for track in self.tracks for note in track.notes]
+        if self.left_out:
+            notes.append(f"left out, as no recordings by their names: {', '.join(self.left_out)}")
+        return notes
+
+
+def read_meeting(folder: Path) -> MeetingFolder:
+    """Open every recording of a folder, in the order of their names.
+
+    Raises:
+        MeetingError: The folder, or any of its recordings, cannot be used; the text names each of
+            them with its cure.
+    """
+    entries = _visible(folder)
+    recordings = [path for path in entries if _is_recording(path)]
+    if not recordings:
+        raise MeetingError(
+            f"{folder} has no recording in it. Put one per participant there, each named after "
+            "its speaker, e.g. alice.wav or bob.opus"
+        )
+    tracks = _read_all(recordings)
+    _check_speakers_differ(tracks)
+    others = [path.name for path in entries if path not in recordings]
+    return MeetingFolder(
+        folder.resolve(), tracks, tuple(one for one in others if one != REFERENCE_NAME)
+    )
+
+
+def read_track(path: Path) -> TrackFile:
+    """Open one recording.
+
+    Raises:
+        MeetingError: It has no speaker's name, cannot be read, or is empty.
+    """
+    speaker = one_word(path.stem)
+    if not _is_text(path):
+        raise MeetingError(f"{str(path)!a}: the name is not UTF-8. Rename it")
+    if not speaker:
+        raise MeetingError(f"{path}: the file's name names no speaker. Rename it, e.g. alice.wav")
+    extent = Recording(path.absolute()).measure()
+    notes = [shortfall(path, extent)]
+    if extent.gaps:
+        notes.append(f"has no audio for {extent.gaps:.2f} s in between (muted, or lost): silence")
+    if extent.streams > 1:
+        notes.append(f"has {extent.streams} audio streams: only the first is heard")
+    return TrackFile(path.resolve(), speaker, extent.seconds, tuple(filter(None, notes)))
+
+
+def one_word(name: str) -> str:
+    """A name as RTTM and XML can hold it: no blanks, no control characters."""
+    blanks_joined = re.sub(r"\s+", "_", unicodedata.normalize("NFC", name).strip())
+    return "".join(letter if letter.isprintable() else "_" for letter in blanks_joined)
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise MeetingError(f"{folder}: there is no such folder. Give a folder of recordings")
+    if not folder.is_dir():
+        raise MeetingError(f"{folder} is a file. Give the folder that it is in")
+    try:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    except OSError as error:
+        raise MeetingError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_recording(path: Path) -> bool:
+    return bool(_SUFFIX.fullmatch(path.suffix)) and not path.is_dir()
+
+
+def _read_all(paths: Iterable[Path]) -> tuple[TrackFile, ...]:
+    """All of them, or one error that names each one that cannot be used."""
+    tracks, complaints = [], []
+    for path in paths:
+        try:
+            tracks.append(read_track(path))
+        except MeetingError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise MeetingError("\n".join(complaints))
+    return tuple(tracks)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the path can be kept in a database and sent as JSON."""
+    try:
+        str(path.resolve()).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_speakers_differ(tracks: tuple[TrackFile, ...]) -> None:
+    files = defaultdict(list)
+    for track in tracks:
+        files[track.speaker.casefold()].append(track.path.name)
+    for speaker, names in files.items():
+        if len(names) > 1:
+            raise MeetingError(
+                f"{' and '.join(names)} name the same speaker, {speaker}. Rename all but one"
+            )
