@@ -347,7 +347,11 @@ class EngineDialect(PGDialect_asyncpg):
             adapted._prepared_statement_cache = (  # noqa: SLF001
                 None if unprepared else EngineStatements(raw, known.capacity)
             )
-            prepare(adapted)
+            try:
+                prepare(adapted)
+            except asyncpg.PostgresError as error:  # no statement of SQLAlchemy's, so no event
+                libpq.name_pgbouncer(error)
+                raise
 
         return connect
 
