@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopsafe_db._runtime.forks import SocketId
+from loopsafe_db._runtime.whole_steps import whole
 
 if TYPE_CHECKING:
     import ssl
@@ -43,10 +44,12 @@ class MovableTransport(asyncio.Transport):
 
     Attributes:
         closing: Whether it is closed, or about to be.
+        opening: Whether who opened it is still at it: TLS and passwords take whole steps.
         socket_id: For a forked child to let go of.
     """
 
     closing: bool
+    opening: bool
     socket_id: SocketId
 
     def __init__(self, sock: socket.socket, protocol: asyncio.BaseProtocol) -> None:
@@ -56,6 +59,7 @@ class MovableTransport(asyncio.Transport):
         self._home: Callable[[], asyncio.AbstractEventLoop | None] = nowhere
         self._unsent = bytearray()
         self.closing = self._lost = self._paused = self._protocol_paused = False
+        self.opening = True
         self.socket_id = SocketId.of(self._fd)
         self.set_protocol(protocol)
         _live.add(self)
@@ -82,6 +86,12 @@ class MovableTransport(asyncio.Transport):
             news = True
         self.resume_reading()
         return news
+
+    def opened(self) -> None:
+        """Note that it is open."""
+        self.opening = False
+        if not self._paused:
+            self.resume_reading()
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""
@@ -113,7 +123,7 @@ class MovableTransport(asyncio.Transport):
         """Take data in again."""
         self._paused = False
         if (loop := self.home) is not None and not self.closing:
-            loop.add_reader(self._fd, self._read_ready)
+            loop.add_reader(self._fd, self._read_whole if self.opening else self._read_ready)
 
     def get_write_buffer_size(self) -> int:
         """Give the bytes that the kernel has not taken yet."""
@@ -188,6 +198,9 @@ class MovableTransport(asyncio.Transport):
             loop.remove_reader(self._fd)
             if self._unsent or self.closing:
                 loop.remove_writer(self._fd)
+
+    def _read_whole(self) -> bool:
+        return whole(self._read_ready)
 
     def _read_ready(self) -> bool:
         """Read once; tell whether there may be more."""

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import LRUCache
 
 from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
+from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
     Answer,
@@ -152,6 +153,8 @@ class GuardedConnection(BaseConnection):
         super().__init__(*args, **kwargs)
         # None where the loop's own transport is used, which cannot move.
         self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
+        if self.guarded_transport is not None:
+            self.guarded_transport.opened()
 
     @property
     def _loop(self) -> Any:
@@ -429,6 +432,10 @@ class OpeningLoop(AnyLoop):
         opened = await super().create_connection(*args, **options)
         self._opened.append(opened[0])
         return opened
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
+        """Have TLS begin in whole steps."""
+        return asyncio.get_running_loop().call_soon(whole, callback, *args, **options)
 
     def keep(self, raw: GuardedConnection | None) -> None:
         """End all that was opened, but for what `raw` has now."""

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from loopsafe_db._runtime.whole_steps import in_whole_steps
 from loopsafe_db.drivers.base import ConnectOptions, Driver, Plans
 from loopsafe_db.drivers.discovery import find_driver
 from loopsafe_db.drivers.session_state import touched_by_sql
@@ -172,11 +173,11 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
 
     async def connect(password: str) -> Any:
         arguments = {**connecting.arguments, "password": password}
-        return await pool.driver.connect(replace(connecting, arguments=arguments))
+        return await in_whole_steps(pool.driver.connect(replace(connecting, arguments=arguments)))
 
     async def open_connection() -> Any:
         if credentials is None:
-            raw = await pool.driver.connect(connecting)
+            raw = await in_whole_steps(pool.driver.connect(connecting))
         else:
             raw = await credentials.use(connect)
         pool.opened(raw)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from loopsafe_db._runtime.transport import live_transports
 from loopsafe_db.errors import ConnectError, InvalidURLError
 from tests.conftest import SCOPE
 from tests.drivers.tls import TlsServer, tls_server
+from tests.forks.staged_step import StagedStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,3 +246,27 @@ def test_a_key_that_is_missing_or_open_to_others_is_refused(
     kind, text = outcome_of(certified, sslcert=cert, sslkey=str(home / "open.key"))
     assert kind == "refused"
     assert "group or world access" in text
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+def test_a_fork_waits_for_the_step_in_which_tls_begins(
+    server: TlsServer, loop_factory: Any
+) -> None:
+    """What OpenSSL has locked in that step would be locked in the child for ever."""
+    step = StagedStep()
+
+    class Context(ssl.SSLContext):
+        def wrap_bio(self, *args: Any, **options: Any) -> Any:
+            step.take()
+            return super().wrap_bio(*args, **options)
+
+    context = Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    server.use("good")
+    database = Database(server.url, ssl=context)
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            assert runner.run(database.fetch_val(ENCRYPTED))
+
+    assert step.is_whole_in_a_child(work)

@@ -16,11 +16,14 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from loopsafe_db import Database
+from loopsafe_db import Database, register_driver
+from loopsafe_db.drivers.aiosqlite import AiosqliteDriver
 from loopsafe_db.errors import ForeignLoopError
+from tests.forks.staged_step import StagedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -321,3 +324,21 @@ def test_a_child_does_not_keep_its_dead_parents_session(postgres_url: str) -> No
         os.kill(grandchild, signal.SIGKILL)
         os.close(reading)
         os.close(writing)
+
+
+def test_a_fork_waits_for_the_step_in_which_another_thread_opens_a_connection(
+    tmp_path: Path,
+) -> None:
+    """What a C library has locked in that step would be locked in the child for ever."""
+    step = StagedStep()
+
+    class LockingDriver(AiosqliteDriver):
+        async def connect(self, options: Any) -> Any:
+            await asyncio.sleep(0)
+            step.take()
+            return await super().connect(options)
+
+    register_driver("sqlite+locking", LockingDriver())
+    database = Database(f"sqlite+locking:///{tmp_path}/test.db")
+
+    assert step.is_whole_in_a_child(lambda: asyncio.run(token(database, "x")))
