@@ -1,0 +1,167 @@
+"""The how-tos on job queues and other clients, with each queue's own worker, on a Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loopsafe_db import Database
+from tests.docs.test_docs import ROOT, fences, run_script
+from tests.integrations.pages import code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SEND_RQ = """
+import os, redis, rq
+queue = rq.Queue(connection=redis.Redis.from_url(os.environ["REDIS_URL"]))
+for number in range(5):
+    print(queue.enqueue("jobs.square", number).id)
+"""
+SEND_ARQ = """
+import asyncio, os
+from arq import create_pool
+from arq.connections import RedisSettings
+
+async def send():
+    redis = await create_pool(RedisSettings.from_dsn(os.environ["REDIS_URL"]))
+    for number in range(5):
+        await redis.enqueue_job("square", number)
+    await redis.aclose()
+
+asyncio.run(send())
+"""
+RESULTS_RQ = """
+import os, redis
+from rq.job import Job
+connection = redis.Redis.from_url(os.environ["REDIS_URL"])
+for id in open("ids").read().split():
+    print(Job.fetch(id, connection=connection).return_value())
+"""
+# As the command `dramatiq` does it in each of its processes, but until there is nothing left to do.
+DRAMATIQ = """
+import dramatiq, jobs
+for number in range(5):
+    jobs.square.send(number)
+    jobs.cube.send(number + 1)
+worker = dramatiq.Worker(jobs.broker, worker_threads=4)
+worker.start()
+jobs.broker.join("default")
+worker.join()
+worker.stop()
+"""
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """A Redis of their own, on a socket in a folder: ended with the tests."""
+    program = shutil.which("redis-server")
+    if program is None:
+        if os.environ.get("LOOPSAFE_REQUIRE_SERVERS"):
+            pytest.fail("no redis-server here: apt-get install redis-server")
+        pytest.skip("no redis-server here: apt-get install redis-server")
+    with tempfile.TemporaryDirectory(prefix="ldb-redis-") as folder:
+        command = [program, "--port", "0", "--unixsocket", f"{folder}/redis", "--save", ""]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert any("eady to accept connections" in line for line in server.stdout)
+            yield f"unix://{folder}/redis"
+            server.terminate()
+
+
+class Program:
+    """A folder with the page's `jobs.py`, and what is run there."""
+
+    def __init__(self, folder: Path, queue: str, redis_url: str, url: str) -> None:
+        pytest.importorskip(queue)
+        (folder / "jobs.py").write_text(code_of("job-queues", f"python {queue}"), encoding="utf-8")
+        self._folder, self._database = folder, Database(url)
+        self._environment = {
+            **os.environ,
+            "LOOPSAFE_DB_URL": url,
+            "REDIS_URL": redis_url,
+            "PYTHONPATH": f"{folder}:{ROOT}",
+        }
+        self.ask("CREATE TABLE squares (number int PRIMARY KEY, square int NOT NULL)")
+
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout
+
+    def ask(self, query: str) -> list[tuple[object, ...]]:
+        async def ask() -> list[tuple[object, ...]]:
+            async with self._database as database:
+                return [tuple(row) for row in await database.fetch_all(query)]
+
+        return asyncio.run(ask())
+
+    @property
+    def squares(self) -> list[tuple[object, ...]]:
+        return self.ask("SELECT number, square FROM squares WHERE number >= 0 ORDER BY number")
+
+
+OTHER_CLIENTS = ROOT / "docs/how-to/other-clients.md"
+DONE = [(number, number * number) for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("worker", "connections"), [("rq.worker.Worker", 5), ("rq.worker.SimpleWorker", 1)]
+)
+def test_rq_opens_a_connection_for_each_fork_and_one_without(
+    worker: str, connections: int, tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    program = Program(tmp_path, "rq", redis_url, postgres_url)
+    (tmp_path / "ids").write_text(program.run("-c", SEND_RQ), encoding="utf-8")
+
+    program.run("-m", "rq.cli", "worker", "--burst", "--url", redis_url, "-w", worker)
+
+    assert program.squares == DONE
+    assert len({*program.run("-c", RESULTS_RQ).split()}) == connections
+
+
+def test_dramatiq_has_threads_and_a_loop_share_the_handle(
+    tmp_path: Path, redis_url: str, postgres_url: str
+) -> None:
+    program = Program(tmp_path, "dramatiq", redis_url, postgres_url)
+
+    program.run("-c", DRAMATIQ)
+
+    assert program.squares == DONE
+    assert program.ask("SELECT count(*) FROM squares") == [(10,)]
+
+
+def test_arq_runs_jobs_as_tasks(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
+    program = Program(tmp_path, "arq", redis_url, postgres_url)
+    program.run("-c", SEND_ARQ)
+
+    program.run("-m", "arq", "--burst", "jobs.WorkerSettings")
+
+    assert program.squares == DONE
+
+
+def test_another_client_of_a_loop_is_made_for_each_run(
+    tmp_path: Path, redis_url: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("redis")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+
+    done = run_script(code_of("other-clients", "python redis"), tmp_path, postgres_url)
+
+    assert (done.stderr, done.stdout) == ("", fences(OTHER_CLIENTS, "text printed")[0])
