@@ -17,6 +17,7 @@ from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.clauses import batches, keyed, with_values
+from loopsafe_db.engines.failing import tell
 from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
@@ -312,7 +313,11 @@ class Connection:
             TransactionError: `options` belong to an outermost transaction, or the stranger's took too long.
         """
         self._check()
-        return await self._in_turn(lambda: self._begin(options), nests=True)
+        try:
+            return await self._in_turn(lambda: self._begin(options), nests=True)
+        except Exception as error:
+            self.tell(error)
+            raise
 
     async def commit(self, opened: OpenTransaction) -> None:
         """Commit the innermost transaction.
@@ -329,7 +334,12 @@ class Connection:
                 raise TransactionError("the transaction has another one open inside it")
             self._check_still_held(entry)
             await self._make_way(opened)
-            await self._settled(self._commit(opened))
+            commits = self._commits(opened)
+            try:
+                await self._settled(self._commit(opened))
+            except Exception as error:
+                self.tell(error, commits=commits)
+                raise
 
     async def rollback(self, opened: OpenTransaction) -> None:
         """Roll a transaction back, with those inside it, whoever is cancelled; in a forked child, do nothing.
@@ -351,6 +361,10 @@ class Connection:
             self._entry.terminate()
 
     # -- below
+
+    def _commits(self, opened: OpenTransaction) -> bool:
+        """Tell whether a COMMIT is about to be sent: of a closed connection no driver sends any."""
+        return self._transactions == [opened] and not self._driver.is_closed(self._raw)
 
     async def _commit(self, opened: OpenTransaction) -> None:
         """Commit; what fails, or is cancelled half-way, stays open for a rollback."""
@@ -481,10 +495,14 @@ class Connection:
             )
         else:
             options = TransactionOptions()
-        opened = OpenTransaction(self._make_transaction(options))
-        await self._settled(opened.transaction.start())
+        opened = OpenTransaction(await self._settled(self._started(options)))
         self._transactions.append(opened)
         return opened
+
+    async def _started(self, options: TransactionOptions) -> DriverTransaction:
+        transaction = self._make_transaction(options)
+        await transaction.start()
+        return transaction
 
     def _make_transaction(self, options: TransactionOptions) -> DriverTransaction:
         return self._driver.transaction(self._raw, options)
@@ -561,6 +579,22 @@ class Connection:
             if one in self.streams:
                 await self._do(lambda _: operation())
 
+    def tell(
+        self,
+        error: Exception,
+        query: CompiledText | str | None = None,
+        *,
+        commits: bool = False,
+    ) -> None:
+        """Raise what an error means, if it is of the family that all drivers have; else add to it what has failed.
+
+        Args:
+            error: The driver's, which has been noted.
+            query: The statement.
+            commits: Whether it is of a COMMIT that was sent.
+        """
+        tell(self._pool, self._entry, error, query, undone=self.in_transaction, commits=commits)
+
     async def open_cursor(self, query: Query, values: Mapping[str, Any] | None) -> DriverCursor:
         """Begin to read rows, inside a transaction, in a turn."""
         if isinstance(query, str):
@@ -568,7 +602,7 @@ class Connection:
             try:
                 return await self._driver.open_cursor(self._raw, compiled.sql, args)
             except Exception as error:
-                self._explained(error, compiled)
+                self._noted_query(error, compiled)
                 raise
         self._check_clause(query)
         if self._entry is not None:
@@ -579,7 +613,7 @@ class Connection:
                 lambda: self._core().execute(query, values or {}, execution_options=options)
             )
         except sa.exc.DBAPIError as error:
-            raise self._explained(self._driver.original(error), error.statement) from None
+            raise self._noted_query(self._driver.original(error), error.statement) from None
         return ClauseCursor(result)
 
     def drops_plans(self, error: BaseException) -> bool:
@@ -644,10 +678,10 @@ class Connection:
         try:
             return await self.run(operation, begins=begins)
         except Exception as error:
-            self._explained(error, compiled)
+            self.tell(error, compiled)
             raise
 
-    def _explained(self, error: E, query: CompiledText | str | None) -> E:
+    def _noted_query(self, error: E, query: CompiledText | str | None) -> E:
         explain(error, query, self._pool.options.url, caller())
         return error
 
@@ -749,9 +783,11 @@ class Connection:
                 async with asyncio.timeout(limit):
                     return await self._execute_clause_again(query, values)
             except TimeoutError as error:
-                raise self._explained(StatementTimeout(limit), str(query)) from error
+                raise self._noted_query(StatementTimeout(limit), str(query)) from error
         except sa.exc.DBAPIError as error:
-            raise self._explained(self._driver.original(error), error.statement) from None
+            original: Any = self._driver.original(error)
+            self.tell(original, error.statement)
+            raise original from None
 
     async def _execute_clause_again(self, query: Any, values: Any) -> tuple[list[Record], Any]:
         """Run a clause, and once more where that may help."""

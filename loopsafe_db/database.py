@@ -15,9 +15,9 @@ from loopsafe_db.configuration import Configuration, Overrides
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
-from loopsafe_db.engines.holders import caller
+from loopsafe_db.engines.failing import tell
 from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
-from loopsafe_db.queries import CompiledText, compile_text, explain
+from loopsafe_db.queries import CompiledText, compile_text
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.transaction import Transaction
 from loopsafe_db.url import hidden, masked
@@ -425,7 +425,8 @@ async def _alone(
     except BaseException as error:
         pool.returning.note_error(entry, error)
         sent = statement if isinstance(statement, CompiledText) else statement.text
-        explain(error, sent, pool.options.url, caller())
+        if isinstance(error, Exception):
+            tell(pool, entry, error, sent, undone=False)
         raise
     finally:
         if not pool.returning.release_idle(entry):

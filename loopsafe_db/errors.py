@@ -31,13 +31,19 @@
         ├── AuthenticationError   LDB402   the server refuses the user or the password
         ├── ConnectTimeout        LDB403   connecting took too long (also TimeoutError)
         ├── StatementTimeout      LDB404   a statement took too long (also TimeoutError)
-        └── PgBouncerError        LDB405   a PgBouncer is on the way, and nobody has said so
+        ├── PgBouncerError        LDB405   a PgBouncer is on the way, and nobody has said so
+        ├── ConnectionLost        LDB406   the connection ended in use (also ConnectionError)
+        ├── CommitUnknown         LDB407   it ended in a COMMIT, which may have been done (also ConnectionError)
+        ├── SerializationFailure  LDB408   another transaction was in the way
+        ├── DeadlockDetected      LDB409   two transactions waited for each other
+        ├── LockTimeout           LDB410   a lock was not free in time (also TimeoutError)
+        └── ReadOnlyError         LDB411   the server, or the transaction, takes no writes
 
 `loopsafe_db.testing` has some of its own: LDB501 to LDB504.
 
 What the server says of a statement (a unique violation, a syntax error) arrives as the driver's own
-exception. The reference has a page on each code. Errors are picklable, because workers send them home,
-and never hold a password.
+exception. LDB406 to LDB411 are of the driver's class, too: see `loopsafe_db.failures`. The reference has a page
+on each code. Errors are picklable, because workers send them home, and never hold a password.
 """
 
 from __future__ import annotations
@@ -59,10 +65,13 @@ class LoopsafeError(DontWrapMixin, Exception):
 
     Attributes:
         code: Names the section in ``docs/reference/errors.md`` that explains and cures it.
+        retryable: Whether nothing is stored of what failed, and it may succeed if all of it is tried again: the
+            transaction, or the statement outside of one.
     """
 
     code: ClassVar[str] = "LDB000"
     hint: ClassVar[str] = ""
+    retryable: bool = False
 
     def __init__(self, text: str) -> None:
         """Put the whole text together: queues report ``args[0]``.
@@ -70,8 +79,13 @@ class LoopsafeError(DontWrapMixin, Exception):
         Args:
             text: What happened, where and to whom, without the code and the cure.
         """
-        cure = f"\nHINT: {self.hint}" if self.hint else ""
-        super().__init__(f"[{self.code}] {text}{cure}")
+        super().__init__(self.whole(text))
+
+    @classmethod
+    def whole(cls, text: str) -> str:
+        """Add the code and the cure to what happened."""
+        cure = f"\nHINT: {cls.hint}" if cls.hint else ""
+        return f"[{cls.code}] {text}{cure}"
 
     def __str__(self) -> str:
         return str(self.args[0])  # an ImportError, or an OSError, has a way of its own
@@ -421,6 +435,7 @@ class AcquireTimeout(PoolError, TimeoutError):
     """
 
     code = "LDB301"
+    retryable = True
     hint = "release sooner, or allow more connections (LOOPSAFE_DB_MAX_CONNECTIONS)"
     waited: float
     size: int
@@ -433,9 +448,16 @@ class AcquireTimeout(PoolError, TimeoutError):
 
 
 class DriverError(LoopsafeError):
-    """The database server, or the way to it, failed; a retry may help."""
+    """The database server, or the way to it, failed; a retry may help, if `retryable` says so.
+
+    Attributes:
+        sqlstate: What the server calls it, where it does.
+        of_driver: The driver's class that it is one of, too; then its ``__cause__`` is the driver's own error.
+    """
 
     code = "LDB400"
+    sqlstate: str | None = None
+    of_driver: ClassVar[type[BaseException] | None] = None
 
 
 class ConnectError(DriverError, ConnectionError):
@@ -447,6 +469,7 @@ class ConnectError(DriverError, ConnectionError):
     """
 
     code = "LDB401"
+    retryable = True
     hint = (
         "check host and port, and that the server runs and takes connections from here; with SQLite, "
         "check the path and who may write there"
@@ -463,6 +486,7 @@ class AuthenticationError(ConnectError):
     """The server refuses the user, the password or the database."""
 
     code = "LDB402"
+    retryable = False
     hint = "check user, password and database in the URL, and the server's access rules"
 
 
@@ -522,3 +546,60 @@ class PgBouncerError(DriverError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"this looks like a PgBouncer between here and the server: {reason}")
+
+
+class ConnectionLost(DriverError, ConnectionError):
+    """A connection ended while it was in use.
+
+    It is `retryable` inside a transaction, which is undone then. What a statement outside of one has done by then
+    nobody knows.
+    """
+
+    code = "LDB406"
+    hint = "if `retryable`, run the whole transaction again; else look first what has been stored"
+
+
+class CommitUnknown(DriverError, ConnectionError):
+    """A connection ended while a COMMIT was under way: the server may have done it, or not."""
+
+    code = "LDB407"
+    hint = (
+        "look whether the work is stored before you do it again: by a key of its own, for example"
+    )
+
+
+class SerializationFailure(DriverError):
+    """The server could not put a transaction in a line with the others that ran meanwhile."""
+
+    code = "LDB408"
+    hint = "run the whole transaction again"
+    retryable = True
+
+
+class DeadlockDetected(DriverError):
+    """Two transactions waited for each other, and the server has ended this one."""
+
+    code = "LDB409"
+    hint = "run the whole transaction again; take locks in the same order everywhere"
+    retryable = True
+
+
+class LockTimeout(DriverError, TimeoutError):
+    """A lock was not free in the time that the server, or SQLite, waits for it; or was not to be waited for."""
+
+    code = "LDB410"
+    hint = "run the whole transaction again; keep transactions short, or let them wait for longer"
+    retryable = True
+
+
+class ReadOnlyError(DriverError):
+    """A write was refused: the server is a replica, or the transaction, the session or the file is read-only.
+
+    It is `retryable` where the URL asks for a server that takes writes: another one is looked for then.
+    """
+
+    code = "LDB411"
+    hint = (
+        "write to the primary; where another server may become it, name all hosts in the URL, with "
+        "target_session_attrs=read-write"
+    )

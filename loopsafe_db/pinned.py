@@ -107,6 +107,10 @@ class PinnedConnection(Connection):
         self._defers = None  # who knows what is done on it
         return super().raw_connection
 
+    def _commits(self, _: OpenTransaction) -> bool:
+        """Tell it of none: what ends is a savepoint."""
+        return False
+
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
         """Run one operation so that its failure undoes nothing else."""
         if self._transactions:

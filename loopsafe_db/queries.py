@@ -124,12 +124,16 @@ def explain(error: BaseException, query: CompiledText | str | None, url: URL, pl
     """Add to what the driver, or a time-out, says of a query: which one, and where; no value of it."""
     if query is None or not isinstance(error, Exception) or isinstance(error, _SPEAKS_ITSELF):
         return
-    text, meant = (query, "") if isinstance(query, str) else (query.text, _meant(query))
-    shown = _PASSWORD.sub(r"\1 '***'", _shown(text, 0))
     if isinstance(error, StatementTimeout):
-        error.locate(shown, describe_target(url), place)
+        error.locate(described(query), describe_target(url), place)
     else:
-        error.add_note(f"query: {shown}{meant}\non {describe_target(url)}")
+        error.add_note(f"query: {described(query)}\non {describe_target(url)}")
+
+
+def described(query: CompiledText | str) -> str:
+    """Give the beginning of a query for an error, without passwords, and what its numbers stand for."""
+    text, meant = (query, "") if isinstance(query, str) else (query.text, _meant(query))
+    return _PASSWORD.sub(r"\1 '***'", _shown(text, 0)) + meant
 
 
 def _meant(query: CompiledText) -> str:

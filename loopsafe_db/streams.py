@@ -148,6 +148,7 @@ class RowStream:
             await connection.run(self._begin, begins=True)
         except Exception as error:
             if not connection.drops_plans(error) or not alone:
+                connection.tell(error)
                 raise
             await connection.run(self._begin, begins=True)
 
@@ -172,12 +173,17 @@ class RowStream:
 
     async def _fetch(self) -> Sequence[Record]:
         if self._is_open:
-            await self._connection.read(self, self._fetch_here)
+            try:
+                await self._connection.read(self, self._fetch_here)
+            except Exception as error:
+                self._connection.tell(error)
+                raise
             if self._is_read or not self._is_open:
                 await self._end_after_its_rows()
         if self._here:
             return self._here.popleft()
         if self._error is not None:
+            self._connection.tell(self._error)
             raise self._error
         return ()
 

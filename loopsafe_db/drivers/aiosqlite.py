@@ -31,6 +31,7 @@ from loopsafe_db.drivers.base import (
     ProcessOwner,
     TransactionOptions,
 )
+from loopsafe_db.drivers.failures import by_sqlite_code
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
 from loopsafe_db.drivers.url import is_memory, known_query, refuse_postgresql_options
 from loopsafe_db.errors import (
@@ -484,6 +485,7 @@ class AiosqliteDriver:
         attaches=False,
         reset_on_return=False,
         settles=True,
+        failure=by_sqlite_code,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:

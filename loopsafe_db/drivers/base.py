@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from loopsafe_db._runtime.registry import current_key
+from loopsafe_db.drivers.failures import by_sqlstate
 from loopsafe_db.errors import ForeignLoopError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db.errors import DriverError
     from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
 
@@ -46,6 +48,8 @@ class DriverTraits:
             `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
         ends_transaction: Tells of a failure whether the server has rolled the whole transaction back with it, and goes
             on as if nothing were.
+        failure: Tells which of our errors a failure is, if any: lost connections, serialization failures, deadlocks,
+            locks and servers that take no writes. By SQLSTATE, unless a driver knows better.
     """
 
     name: str
@@ -57,6 +61,7 @@ class DriverTraits:
     adapted: bool = False
     settles: bool = False
     ends_transaction: Callable[[BaseException], bool] = _never
+    failure: Callable[[BaseException], type[DriverError] | None] = by_sqlstate
 
 
 class ConnectionState(enum.Enum):

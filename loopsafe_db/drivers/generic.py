@@ -27,6 +27,7 @@ from loopsafe_db.drivers.base import (
     DriverTraits,
     TransactionOptions,
 )
+from loopsafe_db.drivers.failures import by_mysql_code
 from loopsafe_db.drivers.handed_out import part, twin
 from loopsafe_db.drivers.url import (
     dialect_url,
@@ -190,6 +191,7 @@ class GenericDriver:
             autocommit=False,
             adapted=True,
             ends_transaction=_is_deadlock,
+            failure=by_mysql_code,
         )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:

@@ -81,6 +81,7 @@ _STATES = {
     int(TransactionStatus.INTRANS): ConnectionState.IN_TRANSACTION,
     int(TransactionStatus.INERROR): ConnectionState.IN_TRANSACTION,
 }
+_AT_REST = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
 # What psycopg raises of its own, and of a text that cannot be encoded.
 _ANSWERS = (psycopg.Error, UnicodeError)
 # What the server has not done, because of what was prepared.
@@ -376,14 +377,14 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         self.pgconn.finish()
 
     def is_lost(self) -> bool:
-        """Tell whether the server has ended an idle connection; without a round trip.
+        """Tell whether the server has ended a connection that nothing is under way on; without a round trip.
 
         Reads what has come in. Looks only where the running loop has it, and not at one in use: no other thread,
         and no task of this one, can be in the middle of something.
         """
         if (
             self._home() is not asyncio._get_running_loop()  # noqa: SLF001
-            or self.pgconn.transaction_status != TransactionStatus.IDLE
+            or self.pgconn.transaction_status not in _AT_REST
         ):
             return False
         try:

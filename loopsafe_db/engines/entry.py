@@ -46,6 +46,8 @@ class PoolEntry(_ConnectionRecord):
         taken_at: File and line where it was taken, if it is held for longer than one call.
         is_stuck: Whether that was not woken up for long, and never will be.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
+        is_lost: Whether it was closed when something failed on it: by the server, or on the way.
+        commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
         touched: What has to be undone before anybody else gets it. It says so before anything is sent.
@@ -60,6 +62,8 @@ class PoolEntry(_ConnectionRecord):
     taken_at: str = ""
     is_stuck: bool = False
     in_doubt: bool = False
+    is_lost: bool = False
+    commits: bool = False
     interrupted: bool = False
     suspect: bool = False
     touched: int = Touched.NOTHING
@@ -119,13 +123,17 @@ class PoolEntry(_ConnectionRecord):
         connection: Any = super().get_connection()
         if not ready:
             self.raw, self.touched = self._of_driver, Touched.NOTHING
-            self.in_doubt = self.interrupted = False
+            self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
         self.touched |= self._lender.untouched
         self._lender.lending.opened()
         if self._lender.options.setup is not None and not (ready and self._lender.pinned):
             await_only(self._lender.set_up(self))
         return connection
+
+    def note_commit(self) -> None:
+        """Note that SQLAlchemy is about to commit; where the connection is closed already, nothing is sent."""
+        self.commits = not self._lender.driver.is_closed(self.raw)
 
     def touch(self, touched: int) -> None:
         """Note what is about to be changed of the session."""

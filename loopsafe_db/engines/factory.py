@@ -31,6 +31,7 @@ from loopsafe_db.engines.clauses import forget_long_clauses
 from loopsafe_db.engines.compiled_clause import Clauses
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
+from loopsafe_db.engines.failing import named
 from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from loopsafe_db.errors import DriverError
 
 _ONE_FOR_EVER = PoolLimits(
     1, idle_timeout=None
@@ -257,10 +260,10 @@ class _Touching:
             record.touch(touched)
 
 
-def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
-    """Hear of every error that SQLAlchemy meets on the pool's connections."""
+def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> DriverError | None:
+    """Hear of every error that SQLAlchemy meets on the pool's connections; give what it means, if it is of ours."""
     if context.connection is None or context.connection.closed:
-        return
+        return None
     fairy: Any = context.connection.connection
     entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
     if not isinstance(error, asyncio.CancelledError):
@@ -268,8 +271,26 @@ def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> None:
         entry.suspect = pool.refuses_writes(error)
         if isinstance(entry, PoolEntry) and not pool.returning.survives(entry, error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        return _meaning(pool, entry if isinstance(entry, PoolEntry) else None, context)
     elif isinstance(fairy, Proxy) and pool.driver.traits.settles and _ends_in_order(context):
         entry.in_doubt, entry.interrupted, context.is_disconnect = False, True, False
+    return None
+
+
+def _meaning(
+    pool: ConnectionPool, entry: PoolEntry | None, context: ExceptionContext
+) -> DriverError | None:
+    """Give the error that a session, or another user of the engine, gets: of SQLAlchemy's class, too."""
+    commits = False
+    if entry is not None:
+        commits, entry.commits = entry.commits, False
+    error, connection = context.sqlalchemy_exception, context.connection
+    if error is None or connection is None or _is_ours(context):
+        return None
+    # Of ours, sessions have the connection in a transaction only.
+    joins = isinstance(connection.connection, Proxy)
+    undone = joins or not connection._is_autocommit_isolation()  # noqa: SLF001
+    return named(pool, entry, error, context.statement, undone=undone, commits=commits)
 
 
 def _ends_in_order(context: ExceptionContext) -> bool:
@@ -277,6 +298,10 @@ def _ends_in_order(context: ExceptionContext) -> bool:
 
     In older versions of SQLAlchemy a session that AnyIO cancels goes on with its rollback after its block.
     """
+    return _is_ours(context) or hasattr(session, "_run_to_completion")
+
+
+def _is_ours(context: ExceptionContext) -> bool:
+    """Tell whether it is a clause of a `Connection`, which looks after its errors itself."""
     execution = context.execution_context
-    ours = execution is not None and TIMED.keys() <= execution.execution_options.keys()
-    return ours or hasattr(session, "_run_to_completion")
+    return execution is not None and TIMED.keys() <= execution.execution_options.keys()

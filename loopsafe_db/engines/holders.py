@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-_LIBRARIES = tuple(
-    os.path.dirname(path) + os.sep
-    for path in (os.path.dirname(__file__), asyncio.__file__, sqlalchemy.__file__)
+_LIBRARIES = (
+    *(
+        os.path.dirname(path) + os.sep
+        for path in (os.path.dirname(__file__), asyncio.__file__, sqlalchemy.__file__)
+    ),
+    "<sqlalchemy generated",
 )
 
 

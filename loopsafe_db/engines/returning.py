@@ -17,6 +17,7 @@ from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.entry import user_side
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import LoopsafeError
+from loopsafe_db.failures import drivers_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ class Returning:
         An answer clears the doubt. What was cancelled or timed out is recovered later. Of any other exception
         nobody knows where it struck.
         """
+        entry.is_lost = self._driver.is_closed(entry.raw)  # before anything here closes it
         if self._is_answer(entry, error):
             entry.in_doubt = False
         elif isinstance(error, (asyncio.CancelledError, TimeoutError)) or self._pool.only_one:
@@ -181,6 +183,7 @@ class Returning:
         entry.touched = Touched.NOTHING
 
     def _is_answer(self, entry: PoolEntry, error: BaseException) -> bool:
+        error = drivers_own(error)
         if isinstance(error, LoopsafeError):  # ours: before anything was sent
             return not isinstance(error, TimeoutError)
         return isinstance(error, Exception) and self._driver.is_answer(entry.raw, error)
@@ -190,8 +193,9 @@ def mark_doubt(dialect: Any) -> None:
     """Have an engine's connections be in doubt while the dialect asks the server something."""
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_context))
-    for name in ("do_begin", "do_commit", "do_rollback"):
+    for name in ("do_begin", "do_rollback"):
         setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_proxy))
+    dialect.do_commit = _marking(_noting_commit(dialect.do_commit), _entry_of_proxy)
 
 
 def _marking(
@@ -205,6 +209,19 @@ def _marking(
         entry.in_doubt = True
         do(*args)
         entry.in_doubt = False
+
+    return call
+
+
+def _noting_commit(do_commit: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Note what is being committed: if that fails, it may have been done."""
+
+    def call(proxy: Any) -> None:
+        if (entry := _entry_of_proxy(proxy)) is not None:
+            entry.note_commit()
+        do_commit(proxy)
+        if entry is not None:
+            entry.commits = False
 
     return call
 

@@ -1,0 +1,80 @@
+"""What failed on a pool's connection, as its user is told of it: which of our errors, of what statement, and where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loopsafe_db.drivers.url import describe_target
+from loopsafe_db.engines.holders import caller
+from loopsafe_db.errors import CommitUnknown, ConnectionLost, LoopsafeError, ReadOnlyError
+from loopsafe_db.failures import joined
+from loopsafe_db.queries import described, explain
+
+if TYPE_CHECKING:
+    from loopsafe_db.engines.entry import PoolEntry
+    from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.errors import DriverError
+    from loopsafe_db.queries import CompiledText
+
+
+def tell(
+    pool: ConnectionPool,
+    entry: PoolEntry | None,
+    error: Exception,
+    query: CompiledText | str | None,
+    *,
+    undone: bool,
+    commits: bool = False,
+) -> None:
+    """Name the statement that has failed, and the database.
+
+    Args:
+        pool: The connection's.
+        entry: The connection; `Returning.note_error` has seen the error. None where it is not there any more.
+        error: The driver's, or one of ours.
+        query: The statement, if it is known.
+        undone: Whether nothing is stored if the connection is lost: a transaction is open.
+        commits: Whether a COMMIT was sent.
+
+    Raises:
+        DriverError: That is what it means, for `error` is of the family that all drivers have.
+    """
+    made = named(pool, entry, error, query, undone=undone, commits=commits)
+    if made is not None:
+        raise made from error
+    explain(error, query, pool.options.url, caller())
+
+
+def named(
+    pool: ConnectionPool,
+    entry: PoolEntry | None,
+    error: Exception,
+    query: CompiledText | str | None,
+    *,
+    undone: bool,
+    commits: bool = False,
+) -> DriverError | None:
+    """Give the error that `tell` raises, if there is one."""
+    if isinstance(error, LoopsafeError):
+        return None
+    original = pool.driver.original(error)
+    kind = pool.driver.traits.failure(original)
+    if kind is None and entry is not None and entry.is_lost:
+        kind = ConnectionLost
+    if kind is None:
+        return None
+    if kind is ConnectionLost and commits:
+        kind = CommitUnknown
+    made = joined(kind, error, _text(original, query, pool))
+    made.sqlstate = getattr(original, "sqlstate", None)
+    if kind is ConnectionLost:
+        made.retryable = undone
+    elif kind is ReadOnlyError:
+        made.retryable = pool.refuses_writes(original)
+    return made
+
+
+def _text(original: BaseException, query: CompiledText | str | None, pool: ConnectionPool) -> str:
+    reason = (str(original).strip() or repr(original)).splitlines()[0]
+    asked = "" if query is None else f"\nquery: {described(query)}"
+    return f"{reason}, at {caller()}{asked}\non {describe_target(pool.options.url)}"
