@@ -46,13 +46,16 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option(help="Where RTTM and SVG go.")] = Path("demo_output"),
     repeat: Annotated[int, typer.Option(min=1, max=50, help="Workflows at once.")] = 4,
+    collar: Annotated[
+        float, typer.Option(min=0, help="Seconds not scored on each side of true boundaries.")
+    ] = 0.0,
     broken: Annotated[  # noqa: FBT002  (typer makes a switch of it)
         bool, typer.Option("--broken", help="With the singleton that loopsafe_db replaces.")
     ] = False,
 ) -> None:
     """Run a meeting through real worker processes and say what happened."""
     console = Console()
-    options = DemoOptions(meeting or SAMPLE, conductor, output, repeat)
+    options = DemoOptions(meeting or SAMPLE, conductor, output, repeat, collar)
     try:
         raise typer.Exit(_broken(options, console) if broken else _working(options, console))
     except (MeetingError, LoopsafeError, ConductorError) as error:

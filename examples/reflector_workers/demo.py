@@ -14,7 +14,7 @@ from conductor.client.worker.worker import Worker
 
 from reflector_workers.conductor import ConductorAnswerError, ConductorClient
 from reflector_workers.domain import MeetingError, Track, Turn
-from reflector_workers.error_rate import error_rate
+from reflector_workers.error_rate import compare
 from reflector_workers.fleet import WorkerClass, running_fleet
 from reflector_workers.lifecycle import read_logs, read_reports
 from reflector_workers.outcome import Outcome, Result
@@ -49,12 +49,14 @@ class DemoOptions:
         conductor: ``stand-in``, ``real``, a URL, or None for what the environment says.
         output: Where documents are written.
         repeat: How many workflows work on the meeting at once.
+        collar: Seconds around each true boundary that are not scored; see `error_rate`.
     """
 
     folder: Path
     conductor: str | None
     output: Path
     repeat: int
+    collar: float = 0.0
 
 
 def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass = Worker) -> Outcome:
@@ -71,7 +73,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
         ConductorError: There is no Conductor.
     """
     meeting = read_meeting(options.folder)
-    reference = read_rttm_file(meeting.reference) if meeting.reference else None
+    reference = read_rttm_file(meeting.reference, meeting.name) if meeting.reference else None
     _make_folder(options.output)
     show_notes(meeting.notes, console)
     with (
@@ -86,6 +88,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
         completed = all(workflow.completed for workflow in workflows)
         return Outcome(
             meeting=meeting,
+            collar=options.collar,
             workflows=workflows,
             result=asyncio.run(_collect(options, meeting, workflows, reference))
             if completed
@@ -162,6 +165,6 @@ async def _collect(
         turns=turns,
         notes=[note for track in tracks for note in _notes(track)],
         written=written,
-        score=error_rate(reference, turns[0]) if reference else None,
+        comparison=compare(reference, turns[0], options.collar) if reference else None,
         counts=await job_log_controller.count([workflow.id for workflow in workflows]),
     )

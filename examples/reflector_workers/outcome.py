@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reflector_workers.domain import Turn
-    from reflector_workers.error_rate import ErrorRate
+    from reflector_workers.error_rate import Comparison
     from reflector_workers.lifecycle import ProcessReport
     from reflector_workers.progress import WorkflowState
     from reflector_workers.recordings import MeetingFolder
@@ -25,14 +25,14 @@ class Result:
         turns: The turns of each workflow; all should be equal.
         notes: What was wrong with recordings, found while they were heard.
         written: The files that the documents were written to.
-        score: Against the folder's ``reference.rttm``, if there is one.
+        comparison: With the folder's ``reference.rttm``, if there is one.
         counts: From the job log.
     """
 
     turns: Sequence[tuple[Turn, ...]]
     notes: Sequence[str]
     written: Sequence[Path]
-    score: ErrorRate | None
+    comparison: Comparison | None
     counts: JobCounts
 
     @property
@@ -46,6 +46,7 @@ class Outcome:
 
     Attributes:
         meeting: What it worked on.
+        collar: With which it was scored.
         workflows: How each workflow ended, or how it was when the time was over.
         result: None if a workflow did not complete.
         processes: The reports of the worker processes that ended well.
@@ -56,6 +57,7 @@ class Outcome:
     """
 
     meeting: MeetingFolder
+    collar: float
     workflows: Sequence[WorkflowState]
     result: Result | None
     processes: Sequence[ProcessReport]

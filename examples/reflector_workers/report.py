@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from reflector_workers.domain import Turn
-    from reflector_workers.error_rate import ErrorRate
+    from reflector_workers.error_rate import Comparison
     from reflector_workers.outcome import Outcome, Result
 
 _TURNS_SHOWN = 40
@@ -87,7 +87,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     else:
         show_notes(outcome.result.notes, console)
         console.print(_turn_table(outcome.meeting.name, outcome.result.turns[0]))
-        console.print(_score_line(outcome.result.score))
+        console.print(_score_line(outcome.result.comparison, outcome.collar))
     console.print(_figures(outcome))
     if outcome.result is not None:
         _show_result(outcome.result, console)
@@ -140,13 +140,18 @@ def _turn_table(meeting: str, turns: Sequence[Turn]) -> Table:
     return table
 
 
-def _score_line(score: ErrorRate | None) -> str:
-    if score is None:
+def _score_line(comparison: Comparison | None, collar: float) -> str:
+    if comparison is None:
         return "Diarization error rate: the folder has no reference.rttm to compare with"
+    rate = comparison.rate
+    taken_for = ", ".join(
+        f"{found} taken for {true}" for found, true in comparison.names.items() if found != true
+    )
     return (
-        f"Diarization error rate: {score.rate:.1%} (missed {score.miss:.2f} s, false alarm "
-        f"{score.false_alarm:.2f} s, confused {score.confusion:.2f} s of {score.total:.2f} s; "
-        "no collar)"
+        f"Diarization error rate: {rate.rate:.1%} (missed {rate.miss:.2f} s, false alarm "
+        f"{rate.false_alarm:.2f} s, confused {rate.confusion:.2f} s of {rate.total:.2f} s; "
+        f"{f'collar of {collar:g} s on each side' if collar else 'no collar'}"
+        f"{f'; {escape(taken_for)}' if taken_for else ''})"
     )
 
 

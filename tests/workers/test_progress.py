@@ -60,6 +60,7 @@ def test_every_failed_attempt_counts_by_its_reason(state: WorkflowState) -> None
 def test_workers_that_are_not_ours_are_named(state: WorkflowState) -> None:
     outcome = Outcome(
         meeting=MeetingFolder(FOLDER, ()),
+        collar=0,
         workflows=[state],
         result=None,
         processes=[ProcessReport(pid, f"host/{pid}/aaaa", 1, 1, 0) for pid in (1, 2)],

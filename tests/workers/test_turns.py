@@ -8,7 +8,7 @@ import pytest
 
 from reflector_workers.audio import Recording
 from reflector_workers.domain import Segment, TrackSpeech, Turn
-from reflector_workers.error_rate import error_rate
+from reflector_workers.error_rate import compare
 from reflector_workers.recordings import read_meeting
 from reflector_workers.rttm import read_rttm_file
 from reflector_workers.speech import detect_speech
@@ -68,7 +68,8 @@ def test_the_sample_is_diarized_with_less_than_ten_percent_error(sample: Path) -
         for track in meeting.tracks
     )
 
-    assert error_rate(read_rttm_file(sample / "reference.rttm"), found).rate < 0.10
+    reference = read_rttm_file(sample / "reference.rttm")
+    assert compare(reference, found).rate.rate < 0.10
 
 
 @pytest.mark.parametrize("end", [1, 0.5])
