@@ -644,7 +644,7 @@ class Connection:
     @property
     def is_guest(self) -> bool:
         """Whether the running task is none of those that the connection was taken by, or shared with."""
-        task = asyncio.current_task()
+        task = current_task()
         return task is not self._owner and task not in self._sharers
 
     @property

@@ -15,7 +15,7 @@ from loopsafe_db.commit_semantics import (
     check_deferred,
     refuse_stricter,
 )
-from loopsafe_db.connection import Connection
+from loopsafe_db.connection import Connection, current_task
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
@@ -395,12 +395,12 @@ class _Lease:
     @property
     def is_mine(self) -> bool:
         """Whether the running task has it."""
-        return self._holder is asyncio.current_task()
+        return self._holder is current_task()
 
     async def __aenter__(self) -> PoolEntry:
         if not self.is_mine:
             self._entry = await self._connection.take()
-            self._holder = asyncio.current_task()
+            self._holder = current_task()
         self._depth += 1
         return self._entry
 

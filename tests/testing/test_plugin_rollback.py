@@ -214,6 +214,51 @@ def test_with_anyios_plugin(run: Callable[..., pytest.RunResult]) -> None:
     run(source + backend, "-pno:asyncio").assert_outcomes(passed=7)
 
 
+TRIO = """
+import pytest
+from loopsafe_db import get_database
+
+pytestmark = pytest.mark.anyio
+
+@pytest.fixture
+def anyio_backend():
+    return "trio"
+
+async def test_text(loopsafe_db):
+    await loopsafe_db.fetch_val("SELECT 1")
+
+async def test_stream(loopsafe_db):
+    async for _ in get_database().iterate("SELECT 1"):
+        pass
+
+async def test_transaction(loopsafe_db):
+    async with get_database().transaction():
+        pass
+
+async def test_connection(loopsafe_db):
+    async with get_database().connection():
+        pass
+
+async def test_engine(loopsafe_db):
+    async with get_database().engine.begin():
+        pass
+
+async def test_committed(loopsafe_db_committed):
+    await get_database().fetch_val("SELECT 1")
+"""
+
+
+def test_under_trio_the_error_says_that_it_needs_asyncio(
+    run: Callable[..., pytest.RunResult],
+) -> None:
+    result = run(TRIO, "-pno:asyncio")
+
+    result.assert_outcomes(failed=6)
+    errors = [line for line in result.outlines if line.startswith("E  ")]
+    assert sum("errors.UnsupportedLoopError: [LDB105]" in line for line in errors) == 6
+    result.stdout.no_fnmatch_line("*no running event loop*")
+
+
 def test_in_sync_tests_and_applications_in_other_threads(
     run: Callable[..., pytest.RunResult],
 ) -> None:
