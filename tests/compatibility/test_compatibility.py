@@ -1,13 +1,15 @@
 """The same code does the same with loopsafe_db as with databases, but for what the guide lists.
 
-The table in ``docs/how-to/from-databases.md`` is the only list of differences: a scenario named there must
-differ (``name[sqlite]``: on SQLite alone), one that is not named must not.
+The tables in ``docs/how-to/from-databases.md`` are the only list of differences. A scenario that ``differences.toml``
+has for one of their rows must differ (``name[sqlite]``: on SQLite alone), one that it has not must not.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,24 +19,31 @@ from tests.compatibility.environment import ROOT, run_with_databases
 from tests.compatibility.world import World, find_scenarios, play
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from loopsafe_db.testing.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(500)  # the first of a dialect waits for all of databases' outcomes
 
 GUIDE = ROOT / "docs/how-to/from-databases.md"
-NAME = re.compile(r"`(\w+\.\w+)(?:\[(\w+)\])?`")
+DIFFERENCES = tomllib.loads(
+    Path(__file__).with_name("differences.toml").read_text(encoding="utf-8")
+)
+NAME = re.compile(r"(\w+\.\w+)(?:\[(\w+)\])?")
 POSTGRESQL, SQLITE = find_scenarios("postgresql"), find_scenarios("sqlite")
 
 
+def named_scenarios() -> list[tuple[str, str]]:
+    """Pairs of scenario and the one dialect that is meant, or "", of each row of the guide."""
+    scenarios = [name for names in DIFFERENCES.values() for name in names]
+    found = [NAME.fullmatch(name) for name in scenarios]
+    assert all(found), scenarios
+    return [(match[1], match[2] or "") for match in found if match]
+
+
 def listed_differences() -> set[tuple[str, str]]:
-    """Pairs of scenario and dialect, of the first column of the guide's tables."""
-    rows = re.findall(r"^\|(.*?)\|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
-    named = [pair for row in rows for pair in NAME.findall(row)]
+    """Pairs of scenario and dialect."""
     return {
         (name, dialect)
-        for name, only in named
+        for name, only in named_scenarios()
         for dialect in ([only] if only else ["postgresql", "sqlite"])
         if only or name in find_scenarios(dialect)
     }
@@ -91,14 +100,19 @@ def judge(scenario: str, dialect: str, theirs: dict[str, Any], ours: dict[str, A
         assert ours == theirs, f"the guide does not say that this differs\n{shown}"
 
 
-def test_the_guide_names_scenarios_that_exist() -> None:
+def test_the_guide_has_a_row_for_each_difference() -> None:
+    tables = re.findall(
+        r"^\| behaviour .*\n\|-.*\n((?:\|.*\n)+)", GUIDE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    rows = [
+        row.split(" | ")[0].removeprefix("| ") for table in tables for row in table.splitlines()
+    ]
+
+    assert rows == list(DIFFERENCES)
+
+
+def test_the_differences_name_scenarios_that_exist() -> None:
     known = {(name, "postgresql") for name in POSTGRESQL} | {(name, "sqlite") for name in SQLITE}
-    named = {name for row in listed_differences() for name in row[:1]}
 
     assert listed_differences() <= known
-    assert named >= set(re.findall(r"`(\w+\.\w+)`", _first_columns()))
-
-
-def _first_columns() -> str:
-    rows = re.findall(r"^\|(.*?)\|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
-    return "\n".join(rows)
+    assert {name for name, _ in named_scenarios()} == {name for name, _ in listed_differences()}
