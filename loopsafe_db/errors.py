@@ -432,19 +432,28 @@ class AcquireTimeout(PoolError, TimeoutError):
         waited: Seconds.
         size: How many connections the pool may open.
         holders: Who holds one: task name, place and seconds, a line each.
+        is_own: Whether the task that waits holds one itself, which it may wait for.
     """
 
     code = "LDB301"
-    retryable = True
     hint = "release sooner, or allow more connections (LOOPSAFE_DB_MAX_CONNECTIONS)"
     waited: float
     size: int
     holders: tuple[str, ...]
+    is_own: bool
 
-    def __init__(self, waited: float, size: int, holders: Sequence[str] = ()) -> None:
-        self.waited, self.size, self.holders = waited, size, tuple(holders)
+    def __init__(
+        self, waited: float, size: int, holders: Sequence[str] = (), *, is_own: bool = False
+    ) -> None:
+        self.waited, self.size, self.holders, self.is_own = waited, size, tuple(holders), is_own
+        self.retryable = not is_own
         lines = [f"no connection came free in {waited:g} s; all {size} are in use"]
-        super().__init__("\n  ".join([*lines, *holders]))
+        own = (
+            ["the task that waits holds one itself: use that, or release it before"]
+            if is_own
+            else []
+        )
+        super().__init__("\n  ".join([*lines, *holders, *own]))
 
 
 class DriverError(LoopsafeError):

@@ -22,6 +22,15 @@ _LIBRARIES = (
     ),
     "<sqlalchemy generated",
 )
+_drivers: tuple[str, ...] = ()  # the folders of their packages
+
+
+def leave_out(package: str) -> None:
+    """Take no line of a driver's package for the user's."""
+    global _drivers
+    path = getattr(sys.modules.get(package), "__file__", None)
+    if path is not None:
+        _drivers = tuple({*_drivers, os.path.dirname(path) + os.sep})
 
 
 def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str:
@@ -60,7 +69,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def waits_at(task: asyncio.Task[Any] | None) -> str:
-    """Name the innermost line outside this library that a suspended task waits at."""
+    """Name the innermost line outside this library and its drivers that a suspended task waits at."""
     coroutine: Any = task.get_coro() if task is not None else None
     found = ""
     while coroutine is not None:
@@ -72,4 +81,4 @@ def waits_at(task: asyncio.Task[Any] | None) -> str:
 
 
 def _is_inside(filename: str) -> bool:
-    return filename.startswith(_LIBRARIES) or filename.endswith("contextlib.py")
+    return filename.startswith((*_LIBRARIES, *_drivers)) or filename.endswith("contextlib.py")

@@ -24,6 +24,7 @@ from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
+from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
@@ -123,6 +124,7 @@ class ConnectionPool:
     def __init__(self, driver: Driver, options: DatabaseOptions, scope: Scope) -> None:
         self.key = LoopKey(os.getpid(), 0)
         self.driver, self.options, self.scope = driver, options, scope
+        leave_out(driver.traits.name)
         self.patience = options.pool.idle_timeout or math.inf
         self.lending: Lending[PoolEntry] = Lending(
             options.pool.max_connections,
@@ -187,8 +189,10 @@ class ConnectionPool:
         timeout = self.options.timeouts.acquire
         entry = self._entry(await self.lending.wait(timeout))
         if entry is None:
-            holders = [entry.holder for entry in list(self.lending.held)]
-            raise AcquireTimeout(timeout, self.lending.limit, holders)
+            held, task = list(self.lending.held), asyncio.current_task()
+            is_own = task is not None and any(entry.task is task for entry in held)
+            holders = [entry.holder for entry in held]
+            raise AcquireTimeout(timeout, self.lending.limit, holders, is_own=is_own)
         return entry
 
     def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:

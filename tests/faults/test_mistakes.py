@@ -8,6 +8,7 @@ import pickle
 import sys
 import traceback
 import warnings
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 
 from loopsafe_db import Database, Timeouts, configure, get_database
 from loopsafe_db.errors import (
+    AcquireTimeout,
     ConnectError,
     InvalidSettingError,
     InvalidURLError,
@@ -259,3 +261,42 @@ def test_no_hint_leads_to_a_page_that_is_not_installed() -> None:
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
         assert "docs/" not in kind.hint
+
+
+async def test_who_waits_for_a_connection_is_told_the_line_of_a_query_under_way(
+    database: Database,
+) -> None:
+    narrow = Database(database.url, max_size=1, timeouts=Timeouts(acquire=0.2))
+
+    await narrow.fetch_val("SELECT 1")  # then the next one is sent at once
+    first = asyncio.create_task(ask_directly(narrow, SLOW[database.url.dialect]), name="report")
+    await asyncio.sleep(0)
+    with pytest.raises(AcquireTimeout) as caught:
+        await narrow.fetch_val("SELECT 1")
+    first.cancel()
+    await asyncio.wait([first])
+    await narrow.disconnect()
+    (holder,) = caught.value.holders
+    line = ask_directly.__code__.co_firstlineno + 1
+    assert holder.startswith("report for ")
+    assert holder.endswith(f" s, {__file__}:{line}")
+    assert not caught.value.is_own
+
+
+@pytest.mark.parametrize("block", ["session", "stream"])
+async def test_who_waits_for_what_it_holds_itself_is_told_so(
+    database: Database, block: str
+) -> None:
+    narrow = Database(database.url, max_size=1, timeouts=Timeouts(acquire=0.1))
+    with pytest.raises(AcquireTimeout, match="the task that waits holds one itself") as caught:  # noqa: PT012
+        if block == "session":
+            async with narrow.session() as session:
+                await session.execute(sa.text("SELECT 1"))
+                await narrow.fetch_val("SELECT 1")
+        else:
+            query = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 2000) SELECT n FROM c"
+            async with aclosing(narrow.iterate(query)) as rows:
+                async for _ in rows:
+                    await narrow.fetch_val("SELECT 1")
+    assert not caught.value.retryable
+    await narrow.disconnect()
