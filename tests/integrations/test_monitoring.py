@@ -1,0 +1,32 @@
+"""The collector of the how-to on monitoring: what Prometheus reads is what the handle says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docs.test_docs import run_script
+from tests.integrations.pages import code_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCRAPE = """
+import asyncio
+from prometheus_client import generate_latest
+
+for _ in range(3):
+    asyncio.run(get_database().fetch_val("SELECT 1"))
+print(generate_latest().decode())
+"""
+
+
+def test_prometheus_reads_the_figures_of_the_handle(postgres_url: str, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+
+    done = run_script(code_of("monitoring", "python prometheus") + SCRAPE, tmp_path, postgres_url)
+
+    assert done.stderr == ""
+    for figure, value in {"opened_total": 1.0, "reused_total": 2.0, "idle": 1.0}.items():
+        assert f'loopsafe_db_{figure}{{database="default"}} {value}\n' in done.stdout
