@@ -150,6 +150,7 @@ class ConnectionPool:
         self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.ticking: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
+        self._ending: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
         self._reaper = Reaper(self._reap)
 
     def __repr__(self) -> str:
@@ -290,6 +291,8 @@ class ConnectionPool:
             return
         entry.rest()
         loop = entry.home_ref()
+        if self._ending and entry.home_ref in self._ending:
+            entry.terminate()  # nothing closes it later
         if loop is not None and entry.dbapi_connection is not None:
             if self.pinned is None and self.lending.hand_on(entry, loop):
                 entry.task = None
@@ -333,13 +336,22 @@ class ConnectionPool:
             if weakref.ref(loop) not in self.ticking:
                 self.tick(loop)  # it comes back, and may live for long
         elif not self.scope.movable:
-            state.add(self, Resource(self, self.close, _nothing, tuple))
+            state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
 
     async def close(self) -> None:
         """Close what is idle in the running loop, or in none; what others use stays."""
         here = (None, asyncio.get_running_loop())
         for entry in self.lending.take_idle(lambda entry: entry.home in here):
             await self._close(entry)
+
+    async def _close_with_loop(self) -> None:
+        """Close what is idle, as the running loop shuts down, and from now on what comes back there.
+
+        The loop closes its async generators all at once: a stream may end after this, and once the loop is closed,
+        uvloop lets nobody close a transport.
+        """
+        self._ending.add(weakref.ref(asyncio.get_running_loop()))
+        await self.close()
 
     def drop_idle(self) -> None:
         """End what is idle in any loop, at once."""
@@ -416,6 +428,7 @@ class ConnectionPool:
         for ref in list(self.ticking):
             if is_gone(ref()):
                 self.ticking.discard(ref)
+        self._ending = {ref for ref in self._ending if not is_gone(ref())}
         self.lending.look_again()
         if not self.scope.movable:
             for idle in self.lending.take_idle(lambda entry: entry.home is None):

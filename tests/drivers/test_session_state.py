@@ -72,7 +72,7 @@ MARIADB = [
 ]
 MARIADB_SESSION = (
     "SELECT @mine, @@session.tx_read_only, @@session.sql_mode, database(), "
-    "IS_USED_LOCK('mine') = connection_id()"
+    "coalesce(IS_USED_LOCK('mine') = connection_id(), 0)"  # a session that is ending may still have it
 )
 
 
