@@ -18,11 +18,12 @@ import select
 import selectors
 import socket
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from loopsafe_db._runtime.registry import LoopState, ProcessState
     from loopsafe_db._runtime.transport import MovableTransport
@@ -62,18 +63,25 @@ def abandon(
         return
     _keep_for_ever(transports)
     _keep_for_ever((states, loops, [dict(state.resources) for state in states]))
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for sock in _sockets(states, transports):
+        _let_go(sock)
+    for state in states:
+        state.resources.clear()
+    for loop in loops:
+        # One that another thread was closing, or for which there is no memory, is skipped: nobody runs it here.
+        with suppress(OSError, ValueError):
+            if not loop.is_closed():
+                _give_own_selector(loop)
+
+
+def _sockets(
+    states: list[LoopState | ProcessState], transports: list[MovableTransport]
+) -> Iterator[SocketId]:
     for transport in transports:
-        _point_at(null, transport.socket_id)
+        yield transport.socket_id
     for state in states:
         for resource in list(state.resources.values()):
-            for sock in resource.sockets():
-                _point_at(null, sock)
-        state.resources.clear()
-    os.close(null)
-    for loop in loops:
-        if not loop.is_closed():
-            _give_own_selector(loop)
+            yield from resource.sockets()
 
 
 def _keep_for_ever(value: Any) -> None:
@@ -82,14 +90,45 @@ def _keep_for_ever(value: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
-def _point_at(null: int, sock: SocketId) -> None:
+def _let_go(sock: SocketId) -> None:
+    """Point a socket's descriptor at ``/dev/null``."""
     try:
         status = os.fstat(sock.fd)
     except OSError:
         return  # closed by the parent before the fork
     # The number may belong to another file by now.
     if stat.S_ISSOCK(status.st_mode) and status.st_ino == sock.inode:
-        os.dup2(null, sock.fd, inheritable=False)
+        with suppress(OSError):  # it is closed, at least
+            _put_at([sock.fd], _null)
+
+
+def _put_at(numbers: list[int], open_files: Callable[[], list[int]]) -> None:
+    """Have new files at the numbers of old ones, also where the process may open no more: the old ones make room."""
+    for number in numbers:
+        os.close(number)
+    opened = open_files()
+    free = [number for number in numbers if number not in opened]
+    for fd in opened:
+        if fd not in numbers:
+            os.dup2(fd, free.pop(), inheritable=False)
+            os.close(fd)
+
+
+def _null() -> list[int]:
+    return [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)]
+
+
+def _epoll() -> list[int]:
+    epoll = select.epoll()
+    _keep_for_ever(epoll)  # it would close its number, which is the loop's now
+    return [epoll.fileno()]
+
+
+def _socketpair() -> list[int]:
+    pair = socket.socketpair()
+    for end in pair:
+        end.settimeout(0)
+    return [end.detach() for end in pair]
 
 
 def _give_own_selector(loop: asyncio.AbstractEventLoop) -> None:
@@ -100,24 +139,14 @@ def _give_own_selector(loop: asyncio.AbstractEventLoop) -> None:
     """
     inner: Any = loop
     if _EPOLL and hasattr(inner, "_get_backend_id"):  # uvloop
-        fresh = select.epoll()
-        os.dup2(fresh.fileno(), inner._get_backend_id(), inheritable=False)  # noqa: SLF001
-        fresh.close()
+        _put_at([inner._get_backend_id()], _epoll)  # noqa: SLF001
         return
     selector: Any = getattr(inner, "_selector", None)
     ours, theirs = getattr(inner, "_ssock", None), getattr(inner, "_csock", None)
     if ours is None or theirs is None or type(selector) not in _EPOLL:
         return
-    fresh = select.epoll()
-    os.dup2(fresh.fileno(), selector.fileno(), inheritable=False)
-    fresh.close()
-    reader, writer = socket.socketpair()
-    os.dup2(reader.fileno(), ours.fileno(), inheritable=False)
-    os.dup2(writer.fileno(), theirs.fileno(), inheritable=False)
-    reader.close()
-    writer.close()
-    ours.settimeout(0)
-    theirs.settimeout(0)
+    _put_at([selector.fileno()], _epoll)
+    _put_at([ours.fileno(), theirs.fileno()], _socketpair)
     selector._selector.register(ours.fileno(), select.EPOLLIN)  # noqa: SLF001
 
 

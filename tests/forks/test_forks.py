@@ -6,12 +6,16 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
+import stat
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,12 +26,14 @@ from loopsafe_db.errors import ForeignLoopError
 from tests.forks.staged_step import StagedStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import FrameType
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+MANY_FILES = 1024  # more than a test run has open
 
 
 async def token(database: Database, text: str) -> str:
@@ -342,3 +348,111 @@ def test_a_fork_waits_for_the_step_in_which_another_thread_opens_a_connection(
     database = Database(f"sqlite+locking:///{tmp_path}/test.db")
 
     assert step.is_whole_in_a_child(lambda: asyncio.run(token(database, "x")))
+
+
+class Heard:
+    """A socket that a loop listens on: whether it still hears of it tells whether a child has interfered."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self.loop, self.event = runner.get_loop(), asyncio.Event()
+        self.reader, self.writer = socket.socketpair()
+        self.loop.add_reader(self.reader, self.event.set)
+
+    def forget(self) -> None:
+        """Do in a child what running the loop down would: on a shared epoll that is the parent's, too."""
+        self.loop.remove_reader(self.reader)
+
+    async def __call__(self) -> bool:
+        with self.reader, self.writer:
+            self.writer.send(b"x")
+            try:
+                async with asyncio.timeout(5):
+                    await self.event.wait()
+            finally:
+                self.forget()
+        return True
+
+
+def test_a_fork_at_any_moment_of_a_loops_end_parts_the_others_from_the_parent(
+    postgres_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = Database(postgres_url)
+    codes: list[int] = []
+
+    def fork_at_lines(frame: FrameType, happened: str, _: object) -> Any:
+        if happened == "line":
+            child = os.fork()
+            if child == 0:
+                heard.forget()
+                os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return fork_at_lines
+
+    def trace(frame: FrameType, _: str, __: object) -> Any:
+        code = frame.f_code
+        closes = code.co_name in ("close", "_close_self_pipe") and "asyncio" in code.co_filename
+        return fork_at_lines if closes else None
+
+    ending, going_on = (asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) for _ in range(2))
+    with going_on:
+        for runner in (ending, going_on):
+            assert runner.run(token(database, "x")) == "x"
+        heard, before = Heard(going_on), sys.gettrace()
+        sys.settrace(trace)
+        try:
+            ending.close()
+        finally:
+            sys.settrace(before)
+        assert len(codes) > 20
+        assert set(codes) == {0}
+        assert going_on.run(heard())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "loop_factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def test_a_fork_where_no_file_may_be_opened_lets_go_of_sockets_and_loops_all_the_same(
+    database: Database, loop_factory: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        before, heard = sockets(), Heard(runner)
+        assert runner.run(token(database, "x")) == "x"
+        inherited = sockets() - before - {os.fstat(heard.reader.fileno()).st_ino}
+        with no_free_descriptor():
+            child = os.fork()
+            if child == 0:
+                heard.forget()
+                os._exit(len(sockets() & inherited) - 1)  # the other end of `heard` stays
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert runner.run(heard())
+        assert runner.run(token(database, "y")) == "y"
+    assert capfd.readouterr().err == ""
+
+
+def sockets() -> set[int]:
+    """Give the inodes of the sockets that this process has, opening nothing."""
+    found = set()
+    for fd in range(MANY_FILES):
+        with suppress(OSError):
+            status = os.fstat(fd)
+            if stat.S_ISSOCK(status.st_mode):
+                found.add(status.st_ino)
+    return found
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    import resource
+
+    limits, opened = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MANY_FILES, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for fd in opened:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
