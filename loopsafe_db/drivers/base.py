@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.failures import by_sqlstate
-from loopsafe_db.errors import ForeignLoopError
+from loopsafe_db.errors import ForeignLoopError, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -27,6 +27,13 @@ def _never(_: BaseException) -> bool:
     return False
 
 
+_ISOLATION = (
+    "serializable",
+    "repeatable_read",
+    "read_committed",
+    "read_uncommitted",
+    "snapshot",  # of SQL Server
+)
 _MET = 10_000  # reasons to forget something that are remembered
 
 
@@ -83,7 +90,8 @@ class TransactionOptions:
     """How an outermost transaction begins.
 
     Attributes:
-        isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, or None for the server's.
+        isolation: ``"serializable"``, ``"repeatable_read"``, ``"read_committed"``, ``"read_uncommitted"``,
+            ``"snapshot"``, or None for the server's. A driver refuses what its server has not.
         readonly: Whether writes are refused.
         deferrable: Whether it may wait for a safe snapshot (PostgreSQL, serializable and read-only).
         deferred: Whether it takes locks only when it writes (SQLite; others do so anyway).
@@ -93,6 +101,16 @@ class TransactionOptions:
     readonly: bool = False
     deferrable: bool = False
     deferred: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a level that no server has, before anything is asked of one.
+
+        Raises:
+            TransactionError: There is none of that name.
+        """
+        if self.isolation is not None and self.isolation not in _ISOLATION:
+            known = ", ".join(map(repr, _ISOLATION))
+            raise TransactionError(f"there is no isolation level {self.isolation!r}, only {known}")
 
 
 class Plans:

@@ -157,6 +157,13 @@ async def test_an_unknown_isolation_level_names_those_that_there_are(database: D
             pass
 
 
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "repeatable read", "", 1, ["serializable"]])
+@pytest.mark.parametrize("url", [URL, "postgresql+psycopg://h/d", "sqlite://", "mysql://h/d"])
+def test_what_is_no_isolation_level_is_refused_alike_by_every_driver(url: str, level: Any) -> None:
+    with pytest.raises(TransactionError, match=r"there is no isolation level .*'read_committed'"):
+        Database(url).transaction(isolation=level)
+
+
 @pytest.mark.parametrize("path", ["direct", "connection", "iterate"])
 async def test_what_the_server_refuses_is_shown_with_the_query(
     database: Database, path: str
