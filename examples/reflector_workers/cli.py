@@ -13,6 +13,7 @@ from loopsafe_db import LoopsafeError
 from reflector_workers.conductor import ConductorError
 from reflector_workers.demo import SAMPLE, DemoOptions, run_demo
 from reflector_workers.domain import MeetingError
+from reflector_workers.offsets import read_starts
 from reflector_workers.report import show_broken_outcome, show_outcome
 
 if TYPE_CHECKING:
@@ -49,14 +50,20 @@ def demo(
     collar: Annotated[
         float, typer.Option(min=0, help="Seconds not scored on each side of true boundaries.")
     ] = 0.0,
+    starts: Annotated[
+        list[str] | None,
+        typer.Option(help="When a track begins, in seconds: alice=12.5 (repeatable)."),
+    ] = None,
     broken: Annotated[  # noqa: FBT002  (typer makes a switch of it)
         bool, typer.Option("--broken", help="With the singleton that loopsafe_db replaces.")
     ] = False,
 ) -> None:
     """Run a meeting through real worker processes and say what happened."""
     console = Console()
-    options = DemoOptions(meeting or SAMPLE, conductor, output, repeat, collar)
     try:
+        options = DemoOptions(
+            meeting or SAMPLE, conductor, output, repeat, collar, read_starts(starts or [])
+        )
         raise typer.Exit(_broken(options, console) if broken else _working(options, console))
     except (MeetingError, LoopsafeError, ConductorError) as error:
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from reflector_workers.storage.sessions import open_sessions, sessions_left_open
 from reflector_workers.storage.speech import turns_controller
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -50,6 +50,7 @@ class DemoOptions:
         output: Where documents are written.
         repeat: How many workflows work on the meeting at once.
         collar: Seconds around each true boundary that are not scored; see `error_rate`.
+        starts: When tracks begin, by speaker, where the recordings do not say it themselves.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class DemoOptions:
     output: Path
     repeat: int
     collar: float = 0.0
+    starts: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass = Worker) -> Outcome:
@@ -72,7 +74,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
         LoopsafeError: The database cannot be used.
         ConductorError: There is no Conductor.
     """
-    meeting = read_meeting(options.folder)
+    meeting = read_meeting(options.folder, options.starts)
     reference = read_rttm_file(meeting.reference, meeting.name) if meeting.reference else None
     _make_folder(options.output)
     show_notes(meeting.notes, console)
@@ -116,7 +118,9 @@ def _run_workflows(
     conductor.put_workflow(workflow)
     ids = [
         conductor.start_workflow(
-            workflow["name"], {"folder": str(meeting.path)}, version=workflow["version"]
+            workflow["name"],
+            {"folder": str(meeting.path), "starts": dict(options.starts)},
+            version=workflow["version"],
         )
         for _ in range(options.repeat)
     ]

@@ -55,6 +55,7 @@ class Track(Value):
     """One participant's recording, as the database knows it.
 
     Attributes:
+        starts_at: Seconds from the meeting's beginning.
         duration: Seconds.
         damaged: Packets that could not be decoded; 0 before it was heard.
     """
@@ -63,6 +64,7 @@ class Track(Value):
     position: int
     speaker: str
     path: str
+    starts_at: float
     duration: float
     damaged: int
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reflector_workers.audio import Recording
 from reflector_workers.completeness import shortfall
 from reflector_workers.domain import MeetingError
+from reflector_workers.offsets import SIDECAR_NAME, DailyName, SidecarEntry, read_sidecar, start_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 REFERENCE_NAME = "reference.rttm"
+_NOTHING_SAID = SidecarEntry()
 _SUFFIX = re.compile(
     r"\.(3gp|aac|aiff?|amr|ape|asf|au|avi|bwf|caf|flac|flv|m3u8|m4[ab]|mk[av]|mov|mp[234]|mpe?g"
     r"|og[agv]|opus|rf64|snd|ts|tta|w64|wave?|webm|wma|wv)",
@@ -29,13 +31,15 @@ class TrackFile:
     """A recording that was opened and found usable.
 
     Attributes:
-        speaker: Taken from the file's name; one word, as RTTM wants it.
+        speaker: Taken from the file's name or ``tracks.json``; one word, as RTTM wants it.
+        starts_at: Seconds from the meeting's beginning; see `offsets`.
         duration: Seconds.
         notes: What a user should know of it; each goes on after the file's name.
     """
 
     path: Path
     speaker: str
+    starts_at: float
     duration: float
     notes: tuple[str, ...] = ()
 
@@ -66,7 +70,7 @@ class MeetingFolder:
 
     @property
     def duration(self) -> float:
-        return max(track.duration for track in self.tracks)
+        return max(track.starts_at + track.duration for track in self.tracks)
 
     @property
     def notes(self) -> list[str]:
@@ -77,8 +81,12 @@ class MeetingFolder:
         return notes
 
 
-def read_meeting(folder: Path) -> MeetingFolder:
+def read_meeting(folder: Path, starts: Mapping[str, float] | None = None) -> MeetingFolder:
     """Open every recording of a folder, in the order of their names.
+
+    Args:
+        folder: The folder.
+        starts: When tracks begin, by speaker; overrides what is known otherwise.
 
     Raises:
         MeetingError: The folder, or any of its recordings, cannot be used; the text names each of
@@ -91,32 +99,38 @@ def read_meeting(folder: Path) -> MeetingFolder:
             f"{folder} has no recording in it. Put one per participant there, each named after "
             "its speaker, e.g. alice.wav or bob.opus"
         )
-    tracks = _read_all(recordings)
+    _check_one_recording(recordings)
+    sidecar = read_sidecar(folder, [path.name for path in recordings])
+    tracks = _started(_read_all(recordings, sidecar), starts or {})
     _check_speakers_differ(tracks)
-    others = [path.name for path in entries if path not in recordings]
-    return MeetingFolder(
-        folder.resolve(), tracks, tuple(one for one in others if one != REFERENCE_NAME)
-    )
+    known = {REFERENCE_NAME, SIDECAR_NAME, *(path.name for path in recordings)}
+    others = tuple(path.name for path in entries if path.name not in known)
+    return MeetingFolder(folder.resolve(), tracks, others)
 
 
-def read_track(path: Path) -> TrackFile:
+def read_track(path: Path, entry: SidecarEntry = _NOTHING_SAID) -> TrackFile:
     """Open one recording.
 
     Raises:
         MeetingError: It has no speaker's name, cannot be read, or is empty.
     """
-    speaker = one_word(path.stem)
+    daily = DailyName.of(path)
+    speaker = one_word(entry.speaker or (daily.speaker if daily else path.stem))
     if not _is_text(path):
         raise MeetingError(f"{str(path)!a}: the name is not UTF-8. Rename it")
     if not speaker:
         raise MeetingError(f"{path}: the file's name names no speaker. Rename it, e.g. alice.wav")
     extent = Recording(path.absolute()).measure()
-    notes = [shortfall(path, extent)]
+    starts_at, who_says = start_of(path, entry, extent)
+    notes = [
+        f"starts at {starts_at:.2f} s: {who_says} so" if starts_at else None,
+        shortfall(path, extent),
+    ]
     if extent.gaps:
         notes.append(f"has no audio for {extent.gaps:.2f} s in between (muted, or lost): silence")
     if extent.streams > 1:
         notes.append(f"has {extent.streams} audio streams: only the first is heard")
-    return TrackFile(path.resolve(), speaker, extent.seconds, tuple(filter(None, notes)))
+    return TrackFile(path.resolve(), speaker, starts_at, extent.seconds, tuple(filter(None, notes)))
 
 
 def one_word(name: str) -> str:
@@ -137,20 +151,42 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_recording(path: Path) -> bool:
-    return bool(_SUFFIX.fullmatch(path.suffix)) and not path.is_dir()
+    named = _SUFFIX.fullmatch(path.suffix) or DailyName.of(path)  # Daily's have no suffix
+    return bool(named) and not path.is_dir()
 
 
-def _read_all(paths: Iterable[Path]) -> tuple[TrackFile, ...]:
+def _read_all(paths: Iterable[Path], sidecar: Mapping[str, SidecarEntry]) -> tuple[TrackFile, ...]:
     """All of them, or one error that names each one that cannot be used."""
     tracks, complaints = [], []
     for path in paths:
         try:
-            tracks.append(read_track(path))
+            tracks.append(read_track(path, sidecar.get(path.name, _NOTHING_SAID)))
         except MeetingError as error:
             complaints.append(str(error))
     if complaints:
         raise MeetingError("\n".join(complaints))
     return tuple(tracks)
+
+
+def _started(tracks: tuple[TrackFile, ...], starts: Mapping[str, float]) -> tuple[TrackFile, ...]:
+    speakers = {track.speaker for track in tracks}
+    if unknown := sorted(starts.keys() - speakers):
+        raise MeetingError(
+            f"--starts names {', '.join(unknown)}, and the tracks are of "
+            f"{', '.join(sorted(speakers))}"
+        )
+    return tuple(
+        replace(track, starts_at=starts.get(track.speaker, track.starts_at)) for track in tracks
+    )
+
+
+def _check_one_recording(paths: Iterable[Path]) -> None:
+    began = {daily.recording for path in paths if (daily := DailyName.of(path))}
+    if len(began) > 1:
+        raise MeetingError(
+            f"The tracks are of {len(began)} recordings of Daily's ({', '.join(map(str, sorted(began)))}"
+            " in their names). Put each into a folder of its own"
+        )
 
 
 def _is_text(path: Path) -> bool:
@@ -165,6 +201,8 @@ def _is_text(path: Path) -> bool:
 def _check_speakers_differ(tracks: tuple[TrackFile, ...]) -> None:
     files = defaultdict(list)
     for track in tracks:
+        if DailyName.of(track.path):  # a microphone that is switched off and on begins a new track
+            continue
         files[track.speaker.casefold()].append(track.path.name)
     for speaker, names in files.items():
         if len(names) > 1:

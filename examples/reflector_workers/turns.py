@@ -27,6 +27,14 @@ def merge_turns(tracks: Iterable[TrackSpeech], max_pause: float = MAX_PAUSE) -> 
     return tuple(sorted(turns, key=lambda turn: (turn.start, turn.end, turn.speaker)))
 
 
+def later(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
+    """A track's segments in the meeting's time, if the track begins that late."""
+    return tuple(
+        Segment(start=round(each.start + seconds, 3), end=round(each.end + seconds, 3))
+        for each in segments
+    )
+
+
 def joined(segments: Iterable[Segment], max_pause: float) -> list[Segment]:
     """One speaker's segments, those closer than `max_pause` seconds (or overlapping) made one."""
     result: list[Segment] = []

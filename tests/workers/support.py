@@ -15,9 +15,13 @@ from conductor.client.http.models.task_result import TaskResult
 from conductor.client.worker.worker import Worker
 
 from loopsafe_db import get_database
+from reflector_workers.workers.detect_speech import detect_speech
+from reflector_workers.workers.finalize import finalize
+from reflector_workers.workers.merge_turns import merge_turns
+from reflector_workers.workers.prepare_meeting import prepare_meeting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 TABLES = ("meetings", "tracks", "segments", "turns", "outputs")
@@ -75,6 +79,23 @@ def _execute(worker: Callable[..., Any], task: Task) -> TaskResult:
         result.status = "COMPLETED"
         return result
     return Worker(task.task_def_name, function).execute(task)
+
+
+def diarize(
+    folder: Path, workflow: str = "w-1", starts: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """All jobs of a workflow, the tracks finishing in reverse."""
+    given = {"folder": str(folder), "starts": starts}
+    prepared = output_of(prepare_meeting, "prepare_meeting", given, workflow=workflow)
+    detected = {
+        f"_detect_speech_{index}": output_of(
+            detect_speech, f"_detect_speech_{index}", track, workflow=workflow
+        )
+        for index, track in reversed(list(enumerate(prepared["tracks"])))
+    }
+    merge = {"meeting_id": prepared["meeting_id"], "detected": detected}
+    merged = output_of(merge_turns, "merge_turns", merge, workflow=workflow)
+    return output_of(finalize, "finalize", merged, workflow=workflow)
 
 
 def row_counts() -> dict[str, int]:

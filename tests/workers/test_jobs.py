@@ -17,28 +17,11 @@ from reflector_workers.storage.job_log import job_log_controller
 from reflector_workers.storage.outputs import outputs_controller
 from reflector_workers.storage.speech import turns_controller
 from reflector_workers.workers.detect_speech import detect_speech
-from reflector_workers.workers.finalize import finalize
 from reflector_workers.workers.merge_turns import in_order, merge_turns
 from reflector_workers.workers.prepare_meeting import prepare_meeting
-from tests.workers.support import WriteWav, deliver, output_of, row_counts
+from tests.workers.support import WriteWav, deliver, diarize, output_of, row_counts
 
 FOLDER = Path(reflector_workers.__file__).parent
-
-
-def diarize(folder: Path, workflow: str = "w-1") -> dict[str, Any]:
-    """All jobs of a workflow, the tracks finishing in reverse."""
-    prepared = output_of(
-        prepare_meeting, "prepare_meeting", {"folder": str(folder)}, workflow=workflow
-    )
-    detected = {
-        f"_detect_speech_{index}": output_of(
-            detect_speech, f"_detect_speech_{index}", track, workflow=workflow
-        )
-        for index, track in reversed(list(enumerate(prepared["tracks"])))
-    }
-    merge = {"meeting_id": prepared["meeting_id"], "detected": detected}
-    merged = output_of(merge_turns, "merge_turns", merge, workflow=workflow)
-    return output_of(finalize, "finalize", merged, workflow=workflow)
 
 
 def test_a_meeting_becomes_turns_and_documents(storage: None, sample: Path) -> None:

@@ -55,10 +55,12 @@ class TracksController:
         database = get_database()
         await database.execute_many(
             """
-            INSERT INTO reflector.tracks (meeting_id, position, speaker, path, duration)
-            VALUES (:meeting_id, :position, :speaker, :path, :duration)
+            INSERT INTO reflector.tracks
+                (meeting_id, position, speaker, path, starts_at, duration)
+            VALUES (:meeting_id, :position, :speaker, :path, :starts_at, :duration)
             ON CONFLICT (meeting_id, position) DO UPDATE SET
-                speaker = excluded.speaker, path = excluded.path, duration = excluded.duration
+                speaker = excluded.speaker, path = excluded.path,
+                starts_at = excluded.starts_at, duration = excluded.duration
             """,
             [
                 {
@@ -66,6 +68,7 @@ class TracksController:
                     "position": position,
                     "speaker": track.speaker,
                     "path": str(track.path),
+                    "starts_at": track.starts_at,
                     "duration": track.duration,
                 }
                 for position, track in enumerate(meeting.tracks)
@@ -91,7 +94,8 @@ class TracksController:
         """
         row = await get_database().fetch_one(
             """
-            SELECT id, position, speaker, path, duration, damaged FROM reflector.tracks
+            SELECT id, position, speaker, path, starts_at, duration, damaged
+            FROM reflector.tracks
             WHERE id = :id
             """,
             {"id": track_id},
@@ -104,7 +108,8 @@ class TracksController:
         """A meeting's tracks, by position."""
         rows = await get_database().fetch_all(
             """
-            SELECT id, position, speaker, path, duration, damaged FROM reflector.tracks
+            SELECT id, position, speaker, path, starts_at, duration, damaged
+            FROM reflector.tracks
             WHERE meeting_id = :meeting_id ORDER BY position
             """,
             {"meeting_id": meeting_id},

@@ -20,7 +20,9 @@ CREATE TABLE IF NOT EXISTS reflector.tracks (
     UNIQUE (meeting_id, position)
 );
 
-ALTER TABLE reflector.tracks ADD COLUMN IF NOT EXISTS damaged integer NOT NULL DEFAULT 0;
+ALTER TABLE reflector.tracks
+    ADD COLUMN IF NOT EXISTS damaged integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS starts_at double precision NOT NULL DEFAULT 0;
 
 CREATE TABLE IF NOT EXISTS reflector.segments (
     workflow_instance_id text NOT NULL,

@@ -37,8 +37,9 @@ async def _documents(meeting_id: int, turn_count: int) -> list[Output]:
         raise RuntimeError(
             f"meeting {meeting_id} has {len(turns)} turns in the database, {turn_count} were merged"
         )
-    duration = max(track.duration for track in tracks)
-    picture = draw_timeline(name, [track.speaker for track in tracks], turns, duration)
+    duration = max(track.starts_at + track.duration for track in tracks)
+    speakers = list(dict.fromkeys(track.speaker for track in tracks))
+    picture = draw_timeline(name, speakers, turns, duration)
     return [
         Output(kind="rttm", content=write_rttm(name, turns)),
         Output(kind="svg", content=picture),

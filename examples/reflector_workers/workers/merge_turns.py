@@ -48,7 +48,7 @@ async def _speech_of(detected: DetectedTrack) -> TrackSpeech:
             f"track {track.id} has {len(segments)} segments in the database, "
             f"its job found {detected.segment_count}: was another job writing them?"
         )
-    return TrackSpeech(speaker=track.speaker, segments=segments)
+    return TrackSpeech(speaker=track.speaker, segments=turns.later(segments, track.starts_at))
 
 
 async def _check_complete(meeting_id: int, detected: list[DetectedTrack]) -> None:

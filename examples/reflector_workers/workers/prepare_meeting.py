@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conductor.client.worker.worker_task import worker_task
 
+from reflector_workers.domain import from_json
 from reflector_workers.job import Job
 from reflector_workers.recordings import read_meeting
 from reflector_workers.storage.meetings import meetings_controller, tracks_controller
@@ -14,15 +15,20 @@ from reflector_workers.workers.running import JSONObject, run_job
 @worker_task(  # type: ignore[untyped-decorator]
     task_definition_name="prepare_meeting", thread_count=3, lease_extend_enabled=True
 )
-def prepare_meeting(folder: str) -> JSONObject:
+def prepare_meeting(folder: str, starts: object = None) -> JSONObject:
     """Store a meeting and its tracks.
+
+    Args:
+        folder: Where its recordings are.
+        starts: When tracks begin, by speaker, if the command line says so.
 
     Returns:
         ``meeting_id``, ``track_count``, and ``tracks``: one input per ``detect_speech`` job.
     """
 
     async def work(job: Job) -> JSONObject:
-        meeting = await asyncio.to_thread(read_meeting, Path(folder))
+        said = from_json(dict[str, float], starts or {})
+        meeting = await asyncio.to_thread(read_meeting, Path(folder), said)
         meeting_id = await meetings_controller.add(job, meeting)
         tracks = await tracks_controller.get_by_meeting(meeting_id)
         return {
