@@ -9,7 +9,7 @@ import ssl
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
         """asyncpg has no types."""
 
         _protocol: Any
+        _query_loggers: Any
+        _stmt_cache: Any
         _stmt_exclusive_section: Any
         _top_xact: Any
 
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
 else:
     BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
     BaseTransaction = asyncpg.transaction.Transaction
+
+T = TypeVar("T")
 
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,  # also InvalidPasswordError
@@ -194,6 +198,15 @@ class GuardedConnection(BaseConnection):
             named, use_cache = named or "", False
         return super()._get_statement(query, timeout, named=named, use_cache=use_cache, **options)
 
+    def guarded_prepared(self, query: str, record_class: type) -> Any:
+        """Give what was prepared for a query; None where asyncpg's own way has more to do."""
+        plans = self.guarded_plans
+        if self.guarded_generation != plans.generation or self._query_loggers:
+            return None
+        if plans.shifting and hash(query) in plans.shifting:
+            return None
+        return self._stmt_cache.get((query, record_class, False))
+
     def guarded_catch_up(self) -> None:
         """Forget what another connection has found to be outdated."""
         if self.guarded_generation != self.guarded_plans.generation:
@@ -237,7 +250,8 @@ class GuardedConnection(BaseConnection):
     def _check_open(self) -> None:
         # Every public method of the connection comes by here.
         self.guarded_owner.check(self)
-        super()._check_open()
+        if self.is_closed():
+            super()._check_open()
 
     def _cancel_current_command(self, waiter: Any, *rest: Any) -> None:
         # A forked child that cancels its copy of the parent's task must not cancel the parent's query.
@@ -560,19 +574,20 @@ class AsyncpgDriver:
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
         try:
-            return await _fetch(raw, sql, args, 0, timeout)
+            rows, _ = await _fetch(raw, sql, args, 0, timeout)
         except _STALE as error:
             await _prepare_anew(raw, error)
-        return await _fetch(raw, sql, args, 0, timeout)
+            rows, _ = await _fetch(raw, sql, args, 0, timeout)
+        return rows
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
         try:
-            rows = await _fetch(raw, sql, args, 1, timeout)
+            rows, _ = await _fetch(raw, sql, args, 1, timeout)
         except _STALE as error:
             await _prepare_anew(raw, error)
-            rows = await _fetch(raw, sql, args, 1, timeout)
+            rows, _ = await _fetch(raw, sql, args, 1, timeout)
         return rows[0] if rows else None
 
     async def execute(
@@ -789,12 +804,9 @@ async def _ask(
     raw: Any, sql: str, args: Sequence[Any], timeout: float | None
 ) -> tuple[Answer, Any]:
     """Run a statement; give its answer, and the statement that asyncpg has prepared."""
-    raw._check_open()  # noqa: SLF001
     # fetch() keeps the status to itself, and execute() the rows: both are wanted.
-    with _limit(timeout), raw._stmt_exclusive_section:  # noqa: SLF001
-        result, statement = await raw._Connection__execute(  # noqa: SLF001
-            sql, args, 0, timeout, return_status=True
-        )
+    with _limit(timeout):
+        result, statement = await _run(raw, sql, args, 0, timeout, asyncpg.Record, status=True)
     rows, status, _ = result
     answer = (status or b"").decode()
     if answer in libpq.DISCARDED:
@@ -804,18 +816,46 @@ async def _ask(
 
 def _fetch(
     raw: Any, sql: str, args: Sequence[Any], limit: int, timeout: float | None
-) -> Awaitable[list[Record]]:
-    """Do what asyncpg's fetch() and fetchrow() do, one step nearer to the driver; 0 is all rows."""
-    raw._check_open()  # noqa: SLF001
-    rows: Awaitable[list[Record]] = raw._execute(  # noqa: SLF001
-        sql, args, limit, timeout, record_class=AsyncpgRecord
-    )
+) -> Awaitable[tuple[list[Record], Any]]:
+    """Do what asyncpg's fetch() and fetchrow() do; 0 is all rows."""
+    rows = _run(raw, sql, args, limit, timeout, AsyncpgRecord)
     return rows if timeout is None else _limited(rows, timeout)
 
 
-async def _limited(rows: Awaitable[list[Record]], timeout: float) -> list[Record]:
+async def _limited(rows: Awaitable[T], timeout: float) -> T:
     with _limit(timeout):
         return await rows
+
+
+async def _run(
+    raw: Any,
+    sql: str,
+    args: Sequence[Any],
+    limit: int,
+    timeout: float | None,
+    record_class: type,
+    *,
+    status: bool = False,
+) -> tuple[Any, Any]:
+    """Do what asyncpg's _execute() does, in fewer steps where the statement is prepared; give that, too."""
+    raw._check_open()  # noqa: SLF001
+    with raw._stmt_exclusive_section:  # noqa: SLF001
+        statement = raw.guarded_prepared(sql, record_class)
+        if statement is not None:
+            try:
+                return await raw._protocol.bind_execute(  # noqa: SLF001
+                    statement, args, "", limit, status, timeout
+                ), statement
+            except asyncpg.OutdatedSchemaCacheError:
+                await raw.reload_schema_state()
+                raise
+            except asyncpg.InvalidCachedStatementError:
+                raw._drop_global_statement_cache()  # noqa: SLF001
+                if raw.is_in_transaction():
+                    raise
+        return await raw._Connection__execute(  # type: ignore[no-any-return]  # noqa: SLF001
+            sql, args, limit, timeout, return_status=status, record_class=record_class
+        )
 
 
 class _Limit:
