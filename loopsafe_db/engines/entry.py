@@ -120,15 +120,24 @@ class PoolEntry(_ConnectionRecord):
             ready = await_only(self._lender.answers(self))
         if self.dbapi_connection is not None and not ready:
             self.terminate()
-        connection: Any = super().get_connection()
+        connection = self._connect()
         if not ready:
             self.raw, self.touched = self._of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
         self.touched |= self._lender.untouched
-        self._lender.lending.opened()
         if self._lender.options.setup is not None and not (ready and self._lender.pinned):
             await_only(self._lender.set_up(self))
+        return connection
+
+    def _connect(self) -> Any:
+        """Give SQLAlchemy's connection, opened and prepared by SQLAlchemy if need be."""
+        task, known = asyncio.current_task(), False
+        try:
+            connection = super().get_connection()
+            known = True
+        finally:
+            self._lender.first.leave(task, known=known)
         return connection
 
     def note_commit(self) -> None:

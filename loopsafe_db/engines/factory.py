@@ -38,7 +38,7 @@ from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
 from loopsafe_db.engines.returning import mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements
-from loopsafe_db.errors import InvalidSettingError
+from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
     SECONDS,
@@ -184,7 +184,7 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
         else:
             raw = await credentials.use(connect)
         pool.opened(raw)
-        await _initialise(pool, raw)
+        await _initialise(pool, raw, connecting)
         return raw
 
     def opener(*_: Any, **__: Any) -> Awaitable[Any]:
@@ -195,10 +195,16 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
     return opener
 
 
-async def _initialise(pool: ConnectionPool, raw: Any) -> None:
+async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions) -> None:
     try:
         await pool.initialise(raw)
         await pool.driver.remember(raw)
+        try:
+            async with asyncio.timeout(connecting.timeout):
+                await pool.first.turn()
+        except TimeoutError as error:
+            what = "the server has not answered the first connection"
+            raise ConnectTimeout(connecting.target, what) from error
     except BaseException:
         pool.driver.terminate(raw)
         pool.counts.terminated += 1

@@ -208,7 +208,7 @@ class Lending(Generic[E]):
         self._movable, self._sticky, self._ask, self._evict = movable, sticky, ask, evict
         self._sweep = sweep
         self._idle: list[E] = []  # the one used last is last
-        self._settled = self._retired = False
+        self._retired = False
         self._tickets = itertools.count()
         self._lines: dict[int, _Line] = {}  # by id() of the loop, which may be gone
         self._served: dict[_Waiter, E | Slot] = {}  # given, and not taken yet
@@ -310,12 +310,6 @@ class Lending(Generic[E]):
     def hold(self, entry: E) -> None:
         """Say which entry the running loop has made of its leave to open a connection."""
         self.held[entry] = weakref.ref(asyncio.get_running_loop())
-
-    def opened(self) -> None:
-        """Say that leave to open has become a connection."""
-        if not self._settled:
-            self._settled = True
-            self._post(Slot.NUDGE)
 
     def hand_on(self, entry: E, loop: asyncio.AbstractEventLoop) -> bool:
         """Give what is returned in `loop` to the caller whose turn it is, if that is in `loop`, too: it stays lent."""
@@ -571,9 +565,6 @@ class Lending(Generic[E]):
             if self._pick(chosen):
                 self.held[chosen] = weakref.ref(loop)
                 return chosen
-        if self.open and not self._settled:
-            # SQLAlchemy learns from the first connection: one at a time until then.
-            return None
         if self.open < self.limit:
             self.open += 1
             return Slot.OPEN

@@ -24,6 +24,7 @@ from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
+from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
 from loopsafe_db.engines.returning import Returning
@@ -92,6 +93,7 @@ class ConnectionPool:
         key: The process.
         lending: Who gets which connection.
         returning: What becomes of those that come back.
+        first: Which of the new connections SQLAlchemy asks what it has to know.
         only_one: Whether it has one connection that no other can replace.
         bound: asyncio task -> the connections that it has checked out.
         pinned: The one connection that everybody works on, where all of it is undone in the end.
@@ -135,6 +137,7 @@ class ConnectionPool:
             sweep=self._sweep,
         )
         self.returning: Returning = Returning(self)
+        self.first = FirstConnection()
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")
