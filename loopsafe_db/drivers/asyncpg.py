@@ -336,7 +336,7 @@ class EngineJSONB(postgresql.JSONB):
         """Leave it to the codec: SQLAlchemy 2.0 would decode what is decoded."""
 
 
-class EngineDialect(PGDialect_asyncpg):
+class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
     """SQLAlchemy's dialect: without its cache where nothing may stay prepared, and with our name for PgBouncer."""
 
     supports_statement_cache = True

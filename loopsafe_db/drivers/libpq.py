@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import re
 import stat
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.util import await_only
 
 from loopsafe_db import lexer
@@ -89,6 +91,13 @@ MAY_DISCARD = re.compile(r"\b(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
 DISCARDED = ("DISCARD ALL", "DEALLOCATE ALL")  # what the server answers
 BACKEND = "SELECT pg_backend_pid()"
 _DROPPED_TYPE = "cache lookup failed for type"
+# What SQLAlchemy asks a server that it meets, and how all of it is asked at once.
+_FIRST_QUESTIONS = {
+    "select pg_catalog.version()": "pg_catalog.version()",
+    "select current_schema()": "current_schema()",
+    "show transaction isolation level": "current_setting('transaction_isolation')",
+    "show standard_conforming_strings": "current_setting('standard_conforming_strings')",
+}
 _UNSUPPORTED = re.compile("unsupported startup parameter", re.IGNORECASE)
 
 
@@ -262,6 +271,38 @@ def name_pgbouncer(error: BaseException) -> None:
     text = str(error)
     if is_lost(error) or _UNSUPPORTED.search(text):
         raise PgBouncerError(text.strip().splitlines()[0]) from error
+
+
+class AsksAtOnce(PGDialect):
+    """A dialect that asks a server that it meets first all at once, and not one by one."""
+
+    def initialize(self, connection: Any) -> None:
+        """Ask, and have SQLAlchemy take the answers one by one."""
+        known = _Known(connection)
+        self._isolation_at_first = known.answers["show transaction isolation level"].upper()
+        super().initialize(known)  # type: ignore[no-untyped-call]
+
+    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
+        """Give the one that was asked for."""
+        return self._isolation_at_first
+
+
+class _Known:
+    """SQLAlchemy's connection, with answers to what it asks first."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        answers = connection.exec_driver_sql(f"SELECT {', '.join(_FIRST_QUESTIONS.values())}").one()
+        self.answers = dict(zip(_FIRST_QUESTIONS, answers, strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def exec_driver_sql(self, statement: str) -> Any:
+        """Give the answer that is known; what SQLAlchemy asks beside that is asked."""
+        if statement in self.answers:
+            return SimpleNamespace(scalar=lambda: self.answers[statement])
+        return self._connection.exec_driver_sql(statement)
 
 
 def refuse_engines_copy(_: Any, __: Any, statement: str, *___: Any) -> None:

@@ -118,7 +118,7 @@ class TextDialect(PGDialect_psycopg):
         return EngineDialect
 
 
-class EngineDialect(PGDialectAsync_psycopg):
+class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
     """SQLAlchemy's dialect, for engines: it begins its transactions itself, on connections in autocommit."""
 
     supports_statement_cache = True
