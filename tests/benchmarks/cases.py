@@ -280,6 +280,32 @@ THREADS = Case(
     text="loopsafe_db has one pool of 8 connections for all of them.",
 )
 
+BURST = Case(
+    "burst",
+    "A burst of 50 tasks on a pool of 10 that has nothing open",
+    (
+        Contender("asyncpg.Pool", "bare_asyncpg", "cold burst", 4),
+        Contender("asyncpg.Pool, min_size=0", "bare_asyncpg", "cold burst, as needed", 4),
+        Contender(OURS, "loopsafe", "cold burst", 4),
+    ),
+    (
+        _slower("asyncpg.Pool", _at_least(1, 1.5)),
+        _slower("asyncpg.Pool, min_size=0", None),
+    ),
+    text="Until the last one is done. asyncpg.Pool opens its first connection alone, and with "
+    "`min_size=0` all as they are needed; of loopsafe_db's, SQLAlchemy asks the first one what it has to know.",
+)
+
+STARVATION = Case(
+    "starvation",
+    "200 tasks in 4 threads with a loop each, on a pool of 4",
+    (Contender(OURS, "loopsafe", "starvation", 5, quick=1),),
+    facts=(Fact("longest wait ÷ median", OURS, "longest", Goal(3)),),
+    rounds=3,
+    text="All come at once, and each has a query of 2 ms: who is served last waits for twice the median where the "
+    "order is kept.",
+)
+
 ROWS = Case(
     "rows",
     "`fetch_all`, 100 rows of 3 columns",
@@ -478,6 +504,8 @@ ALL = (
     WAITING,
     WAITING_PSYCOPG,
     THREADS,
+    BURST,
+    STARVATION,
     ROWS,
     PROCESS_SCOPE,
     MANY,

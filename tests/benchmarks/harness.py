@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Barrier
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ MANY = [(n, f"name {n}", n / 7) for n in range(10_000)]
 CROWDS = [
     (size, tasks) for size in (5, 10) for tasks in (10, 20, 200, 2000)
 ]  # a pool's size, and how many tasks use it
+
+BURST = 50  # tasks that come at once to a pool that has nothing open
 
 SETS = "SET statement_timeout = '54321ms'"  # for the session
 SERIES = "SELECT i, i + 1 AS j FROM generate_series(1, CAST({} AS int)) AS i"
@@ -130,6 +134,54 @@ def in_threads(threads: int, job_of: Callable[[asyncio.Runner], Any]) -> Any:
             done = executor.map(lambda one: one[0].run(_share(each, 1, one[1])), jobs)
             ok = all(outcome.ok for outcome in done)
         return Outcome(perf_counter() - start, ok)
+
+    return measure
+
+
+def bursts(child: Child, burst: Callable[[int], Awaitable[Any]]) -> Any:
+    """Measure bursts of `BURST` tasks, each on a pool that has nothing open.
+
+    `burst` answers with how many are done, and what closes the pool: that is not counted.
+    """
+
+    async def loop(count: int) -> Outcome:
+        seconds, ok = 0.0, True
+        for _ in range(count):
+            start = perf_counter()
+            done, close = await burst(BURST)
+            seconds += perf_counter() - start
+            ok &= done == BURST
+            await close()
+        return Outcome(seconds, ok)
+
+    return lambda count: child.long_loop.run(loop(count))
+
+
+def waits_in_threads(
+    threads: int, tasks: int, timed: Callable[[], Coroutine[Any, Any, float]]
+) -> Any:
+    """Measure how long each of many tasks waits for one connection, in so many threads with a loop each.
+
+    `timed` gives the second at which it was served.
+    """
+
+    async def all_of(started: Barrier) -> list[float]:
+        started.wait()
+        began = perf_counter()
+        served = await asyncio.gather(*(timed() for _ in range(tasks // threads)))
+        return [at - began for at in served]
+
+    def measure(count: int) -> Outcome:
+        worst, start = 0.0, perf_counter()
+        with ThreadPoolExecutor(threads) as executor:
+            for _ in range(count):
+                started = Barrier(threads)
+                parts = list(
+                    executor.map(lambda one: asyncio.run(all_of(one)), [started] * threads)
+                )
+                waits = [wait for part in parts for wait in part]
+                worst = max(worst, max(waits) / statistics.median(waits))
+        return Outcome(perf_counter() - start, ok=True, facts={"longest": worst})
 
     return measure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.benchmarks.harness import (
     SETS,
     Child,
     Outcome,
+    bursts,
     in_one_loop,
     in_tasks,
     in_threads,
@@ -75,6 +77,20 @@ def waiting(size: int, tasks: int) -> Any:
     def prepare(child: Child) -> Any:
         opened = child.long_loop.run(_open_pool(child, size))
         return in_tasks(child, tasks, lambda n: opened.fetchval(NUMBERED, n))
+
+    return prepare
+
+
+def cold_burst(least: int) -> Any:
+    """Many tasks at once on a new pool."""
+
+    def prepare(child: Child) -> Any:
+        async def burst(tasks: int) -> tuple[int, Any]:
+            opened = await asyncpg.create_pool(child.url, min_size=least, max_size=10)
+            done = await asyncio.gather(*(opened.fetchval(NUMBERED, 1) for _ in range(tasks)))
+            return sum(done), opened.close
+
+        return bursts(child, burst)
 
     return prepare
 
@@ -141,6 +157,8 @@ CASES = {
     "pool": pool,
     "pool block": pool_block,
     "threads": threads,
+    "cold burst": cold_burst(10),
+    "cold burst, as needed": cold_burst(0),
     **{f"pool of {size}, {tasks} tasks": waiting(size, tasks) for size, tasks in CROWDS},
     "rows": rows,
     "many": many,

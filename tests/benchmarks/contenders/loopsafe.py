@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from time import perf_counter
 from typing import Any
@@ -19,11 +20,13 @@ from tests.benchmarks.harness import (
     SETS,
     Child,
     Outcome,
+    bursts,
     call_each,
     in_one_loop,
     in_tasks,
     in_threads,
     run_each,
+    waits_in_threads,
 )
 from tests.benchmarks.memory import Occupied, forget_peak, peak_bytes
 
@@ -75,6 +78,25 @@ def waiting(size: int, tasks: int, dialect: str = "postgresql") -> Any:
         return in_tasks(child, tasks, lambda n: database.fetch_val(NAMED, {"n": n}))
 
     return prepare
+
+
+def cold_burst(child: Child) -> Any:
+    async def burst(tasks: int) -> tuple[int, Any]:
+        database = Database(child.url, pool=PoolLimits(10))
+        done = await asyncio.gather(*(database.fetch_val(NAMED, {"n": 1}) for _ in range(tasks)))
+        return sum(done), database.disconnect
+
+    return bursts(child, burst)
+
+
+def starvation(child: Child) -> Any:
+    database = Database(child.url, pool=PoolLimits(4))
+
+    async def timed() -> float:
+        await database.execute("SELECT pg_sleep(0.002)")
+        return perf_counter()
+
+    return waits_in_threads(4, 200, timed)
 
 
 def threads(child: Child) -> Any:
@@ -165,6 +187,8 @@ CASES = {
     "touched block": touched_block,
     "process scope": long_loop_process_scope,
     "threads": threads,
+    "cold burst": cold_burst,
+    "starvation": starvation,
     **{f"pool of {size}, {tasks} tasks": waiting(size, tasks) for size, tasks in CROWDS},
     **{
         f"psycopg, pool of {size}, {tasks} tasks": waiting(size, tasks, "postgresql+psycopg")
