@@ -113,7 +113,7 @@ def test_where_its_loop_is_closed_the_next_one_is_the_first() -> None:
     loop.close()
 
     asyncio.run(asyncio.wait_for(first.turn(), PATIENCE))
-    asking.get_coro().close()  # type: ignore[union-attr]
+    asking.get_coro().close()
     asking._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
 
 
