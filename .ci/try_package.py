@@ -1,9 +1,10 @@
-"""What a stranger does first with the installed wheel: SQLite, then README's first block on PostgreSQL.
+"""What a stranger does first with the installed wheel: reads it, then SQLite, then README's first block on PostgreSQL.
 
 ``try_package.py README.md``, with the interpreter of an environment that has nothing but the wheel and its extras.
 """
 
 import asyncio
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -23,6 +24,14 @@ def block(fence: str) -> str:
     if found is None:
         sys.exit(f"README has no block ```{fence}")
     return found[1]
+
+
+def read_description() -> None:
+    """Look for links that lead nowhere from PyPI."""
+    description = importlib.metadata.metadata("loopsafe-db").get_payload()
+    dead = re.findall(r"\]\((?!https?:).*?\)", description)
+    if dead or "## Install" not in description:
+        sys.exit(f"the description on PyPI: {dead or 'not README'}")
 
 
 async def try_sqlite(db: Database) -> None:
@@ -51,6 +60,7 @@ def try_readme() -> None:
 package = Path(loopsafe_db.__file__).parent
 if not package.is_relative_to(sys.prefix):
     sys.exit(f"{package} is not what the wheel has installed in {sys.prefix}")
+read_description()
 asyncio.run(try_sqlite(Database("sqlite:///try_package.db")))
 try_readme()
 print(

@@ -23,6 +23,7 @@ html_theme = "furo"  # has its fonts, icons and search with it: nothing is fetch
 html_title = "loopsafe_db"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+pygments_dark_style = "github-dark"
 html_favicon = "_static/favicon.svg"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
