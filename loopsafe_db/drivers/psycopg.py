@@ -11,6 +11,7 @@ import itertools
 import re
 import socket
 import sys
+import threading
 import traceback
 import weakref
 from collections import deque
@@ -246,6 +247,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         self.guarded_socket = SocketId.of(self.pgconn.socket)
         self.ended, self.engine_begins = False, True
         self._waiting = False
+        self._looking = threading.RLock()  # another loop may take it while this one looks at it
         self._home: Callable[[], asyncio.AbstractEventLoop | None] = nowhere
         self.move()
         self.forget()
@@ -296,7 +298,8 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
     async def wait(self, gen: Any, interval: float = _SELDOM, timeout: float | None = None) -> Any:
         """Run one operation: everything that psycopg sends on its connection comes by here."""
         self.guarded_owner.check(self)
-        self._waiting = True
+        with self._looking:
+            self._waiting = True
         options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval, **options)
@@ -379,14 +382,21 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
     def is_lost(self) -> bool:
         """Tell whether the server has ended a connection that nothing is under way on; without a round trip.
 
-        Reads what has come in. Looks only where the running loop has it, and not at one in use: no other thread,
-        and no task of this one, can be in the middle of something.
+        Reads what has come in, but no answer that somebody waits for: who sends a statement waits for the look to end,
+        and who looks sees that a statement was sent. No other thread is in the middle of something then.
         """
-        if (
-            self._home() is not asyncio._get_running_loop()  # noqa: SLF001
-            or self.pgconn.transaction_status not in _AT_REST
-        ):
-            return False
+        with self._looking:
+            return self._may_look() and self._has_ended()
+
+    def _may_look(self) -> bool:
+        """Tell whether the running loop has it, and nobody uses it."""
+        return (
+            not self._waiting
+            and self._home() is asyncio._get_running_loop()  # noqa: SLF001
+            and self.pgconn.transaction_status in _AT_REST
+        )
+
+    def _has_ended(self) -> bool:
         try:
             while not self.ended and is_readable(self.pgconn.socket):
                 self.pgconn.consume_input()

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import make_url
 
 from loopsafe_db import Database, PoolLimits, Timeouts
+from loopsafe_db._runtime.forks import is_readable
 from loopsafe_db.drivers import psycopg as driver
 from loopsafe_db.errors import (
     AuthenticationError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 CANCEL_REQUEST = (80877102).to_bytes(4, "big")  # PostgreSQL's protocol, "CancelRequest"
 PID = "SELECT pg_backend_pid()"
+WAITING = ("is_lost", "wait")  # for another thread that looks at the connection
 
 table = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
 
@@ -525,3 +528,45 @@ async def test_windows_default_loop_is_refused_with_the_cure(
     monkeypatch.setattr(driver, "can_move", lambda loop: False)
     with pytest.raises(UnsupportedLoopError, match=r"(?s)psycopg cannot.*SelectorEventLoop"):
         await database.fetch_val("SELECT 1")
+
+
+def test_a_look_at_an_idle_connection_takes_no_answer_from_another_thread(
+    url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a connection looks at the idle ones, which another loop may take at that moment."""
+    database = Database(url, max_size=2)
+    looking, is_idle = threading.get_ident(), threading.Event()
+    answers: list[Any] = []
+
+    async def ask() -> Any:
+        async with asyncio.timeout(5):
+            return await database.fetch_val("SELECT 3")
+
+    asking = threading.Thread(target=lambda: answers.append(asyncio.run(ask())))
+
+    def ident_of(thread: threading.Thread) -> int:
+        return thread.ident or 0
+
+    def is_readable_late(fd: int) -> bool:
+        if threading.get_ident() == looking and is_idle.is_set() and not ident_of(asking):
+            asking.start()
+            waits = 0  # looks at the other thread that have found it waiting for this one
+            while not is_readable(fd) and waits < 50:
+                time.sleep(0.001)
+                frame = sys._current_frames().get(ident_of(asking))  # noqa: SLF001
+                waits += frame is not None and frame.f_code.co_name in WAITING
+        return is_readable(fd)
+
+    async def open_two() -> None:
+        async with database.connection() as connection:
+            assert await connection.fetch_val("SELECT 1") == 1
+            opening = asyncio.create_task(database.fetch_val("SELECT 2"))
+            await asyncio.sleep(0)
+        is_idle.set()
+        assert await opening == 2
+
+    monkeypatch.setattr("loopsafe_db.drivers.psycopg.is_readable", is_readable_late)
+    asyncio.run(open_two())
+    asking.join()
+
+    assert answers == [3]
