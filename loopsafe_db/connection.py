@@ -17,7 +17,7 @@ from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.clauses import batches, keyed, with_values
-from loopsafe_db.engines.failing import tell
+from loopsafe_db.engines.failing import named, tell
 from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.engines.statement_timeout import TIMED
 from loopsafe_db.errors import (
@@ -30,6 +30,7 @@ from loopsafe_db.errors import (
     TransactionAborted,
     TransactionError,
 )
+from loopsafe_db.failures import drivers_own
 from loopsafe_db.queries import compile_text, explain
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.streams import BATCH, ClauseCursor, Rows, RowStream
@@ -82,7 +83,7 @@ class OpenTransaction:
         self.block: Block = Block()
         self.begun_at = ""  # where that is wanted
         self._task, self._since = asyncio.current_task(), time.monotonic()
-        self.failure: Exception | None = None  # the first in it
+        self.failure: BaseException | None = None  # the first in it
         self.is_lost = False  # whether the server has ended it, with all that are open
 
     @property
@@ -373,8 +374,16 @@ class Connection:
                 raise TransactionAborted
             await opened.transaction.commit()
         except TransactionAborted as error:
+            error.retryable = self._may_succeed_again(opened.failure)
             raise error from opened.failure
         self._transactions.remove(opened)
+
+    def _may_succeed_again(self, failure: BaseException | None) -> bool:
+        """Tell it of a transaction that the server has rolled back, by its first failure."""
+        if not isinstance(failure, Exception):
+            return False
+        meant = named(self._pool, self._entry, failure, None, undone=True)
+        return meant is not None and meant.retryable
 
     async def _roll_back(self, opened: OpenTransaction, seconds: float) -> None:
         async def roll_back() -> None:
@@ -696,10 +705,10 @@ class Connection:
             self.note_failure(error)
             raise
 
-    def note_failure(self, error: Exception) -> None:
-        """Note in the innermost transaction what has failed there."""
+    def note_failure(self, error: BaseException) -> None:
+        """Note in the innermost transaction what has failed there, as the driver's own error."""
         if self._transactions:
-            innermost = self._transactions[-1]
+            innermost, error = self._transactions[-1], drivers_own(error)
             innermost.failure = innermost.failure or error
             if self._driver.traits.ends_transaction(error):
                 for opened in self._transactions:

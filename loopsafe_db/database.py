@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,6 +19,7 @@ from loopsafe_db.engines.factory import make_options
 from loopsafe_db.engines.failing import tell
 from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
 from loopsafe_db.queries import CompiledText, compile_text
+from loopsafe_db.retry import Attempts
 from loopsafe_db.sessions import SessionMaker
 from loopsafe_db.transaction import Transaction
 from loopsafe_db.url import hidden, masked
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from loopsafe_db.records import Record
     from loopsafe_db.url import DatabaseURL
 
+P = ParamSpec("P")
 T = TypeVar("T")
 D = TypeVar("D", bound="Database")
 
@@ -271,6 +274,66 @@ class Database:
         """
         options = TransactionOptions(isolation, readonly, deferrable)
         return Transaction(self.connection, options, force_rollback=force_rollback)
+
+    async def run_in_transaction(
+        self,
+        function: Callable[[], Awaitable[T]],
+        *,
+        attempts: int = 5,
+        within: float = 30.0,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> T:
+        """Give what a function gives, run in a transaction, which is run again where that may help.
+
+        That is where nothing of it is stored, and the error is `retryable`: a serialization failure, a deadlock, a
+        lock that was not free, a connection that was lost before COMMIT was sent or could not be opened. Never after
+        a `CommitUnknown`. What the function does elsewhere is done in each attempt. Sessions join it, as they do any
+        transaction. Inside another transaction it is a savepoint, run once: what is outermost has to be run again.
+
+        Args:
+            function: Is called without arguments, perhaps several times.
+            attempts: How often, at most. Between two of them is a pause of random length.
+            within: Seconds after which no attempt begins any more.
+            isolation: See `transaction`.
+            readonly: See `transaction`.
+            deferrable: See `transaction`.
+
+        Raises:
+            InvalidSettingError: Of `attempts` or `within`.
+        """
+        options = TransactionOptions(isolation, readonly, deferrable)
+        return await self._run_again(function, Attempts(attempts, within), options)
+
+    def transactional(
+        self,
+        *,
+        attempts: int = 5,
+        within: float = 30.0,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+        """Make a decorator that has each call of a coroutine function run by `run_in_transaction`."""
+        options = TransactionOptions(isolation, readonly, deferrable)
+        tried = Attempts(attempts, within)
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+            @wraps(function)
+            async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+                return await self._run_again(lambda: function(*args, **kwargs), tried, options)
+
+            return run
+
+        return decorate
+
+    async def _run_again(
+        self, function: Callable[[], Awaitable[T]], attempts: Attempts, options: TransactionOptions
+    ) -> T:
+        if self._in_transaction():  # whoever has begun that has to begin again
+            attempts = Attempts(1, attempts.within)
+        return await attempts.run(lambda: Transaction(self.connection, options), function)
 
     def read(self) -> Database:
         """Give a handle for reading: one of the replicas, in turn.
