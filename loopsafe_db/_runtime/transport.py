@@ -15,11 +15,12 @@ import os
 import socket
 import sys
 import threading
+import time
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loopsafe_db._runtime.forks import SocketId
+from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.whole_steps import whole
 
 if TYPE_CHECKING:
@@ -29,11 +30,17 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
 _READ_BYTES = 64 * 1024  # from 128 KiB on, glibc maps and unmaps memory for each read
+_NO_NEWS = 0.001  # seconds for which a connection is taken for what it was
 _PAUSE_ABOVE, _RESUME_BELOW = 64 * 1024, 16 * 1024  # unsent bytes; asyncio's own limits
 
 
 def nowhere() -> None:
     """Be the reference to a loop that is not there, as a dead ``weakref.ref`` is."""
+
+
+def may_have_news(since: float) -> bool:
+    """Tell whether a socket is worth a look that nobody has read since then: a look costs a microsecond."""
+    return time.monotonic() - since > _NO_NEWS
 
 
 class MovableTransport(asyncio.Transport):
@@ -60,6 +67,7 @@ class MovableTransport(asyncio.Transport):
         self._unsent = bytearray()
         self.closing = self._lost = self._paused = self._protocol_paused = False
         self.opening = True
+        self._heard_at = 0.0
         self.socket_id = SocketId.of(self._fd)
         self.set_protocol(protocol)
         _live.add(self)
@@ -92,6 +100,10 @@ class MovableTransport(asyncio.Transport):
         self.opening = False
         if not self._paused:
             self.resume_reading()
+
+    def has_news(self, since: float) -> bool:
+        """Tell whether anything has come in since then, on the monotonic clock, read or not yet."""
+        return self._heard_at > since or (may_have_news(since) and is_readable(self._fd))
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""
@@ -220,6 +232,7 @@ class MovableTransport(asyncio.Transport):
         except Exception as error:  # noqa: BLE001 (whatever it is, this connection is over)
             self._fail(error)
             return False
+        self._heard_at = time.monotonic()
         if not count:
             self._protocol.eof_received()
             self.close()

@@ -653,6 +653,9 @@ class AiosqliteDriver:
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw._connection is None or not raw._running  # noqa: SLF001
 
+    def is_lost(self, raw: GuardedConnection, since: float) -> bool:
+        return self.is_closed(raw)
+
     async def close(self, raw: GuardedConnection) -> None:
         await raw.close()
 

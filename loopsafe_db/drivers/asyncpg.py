@@ -701,6 +701,13 @@ class AsyncpgDriver:
         transport = raw.guarded_transport
         return bool(raw.is_closed() if transport is None else transport.closing)
 
+    def is_lost(self, raw: GuardedConnection, since: float) -> bool:
+        transport = raw.guarded_transport
+        if transport is None or transport.closing:
+            return self.is_closed(raw)
+        # A server that was not asked says farewell; or sends what is listened to, under ``reset="never"``.
+        return transport.has_news(since) and not raw._listeners  # noqa: SLF001
+
     async def close(self, raw: GuardedConnection) -> None:
         await raw.close()
 

@@ -348,6 +348,16 @@ class Driver(Protocol):
     def is_closed(self, raw: Any) -> bool:
         """Tell whether a connection is known to be closed."""
 
+    def is_lost(self, raw: Any, since: float) -> bool:
+        """Tell whether an idle connection is closed, or its server has ended it, as far as this machine knows.
+
+        Asked before each use, in the loop that has the connection: no round trip, and next to no time.
+
+        Args:
+            raw: The connection.
+            since: When its last user gave it back, on the monotonic clock.
+        """
+
     async def close(self, raw: Any) -> None:
         """Close politely."""
 

@@ -313,6 +313,9 @@ class GenericDriver:
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.is_closed
 
+    def is_lost(self, raw: GuardedConnection, since: float) -> bool:
+        return raw.is_closed
+
     async def close(self, raw: GuardedConnection) -> None:
         if not raw.is_at_home:
             raw.end()

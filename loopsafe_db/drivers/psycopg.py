@@ -32,7 +32,7 @@ from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
-from loopsafe_db._runtime.transport import addresses, can_move, nowhere
+from loopsafe_db._runtime.transport import addresses, can_move, may_have_news, nowhere
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
     Answer,
@@ -671,6 +671,9 @@ class PsycopgDriver:
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         return raw.closed or raw.ended or raw.is_lost()
+
+    def is_lost(self, raw: GuardedConnection, since: float) -> bool:
+        return raw.closed or raw.ended or (may_have_news(since) and raw.is_lost())
 
     async def close(self, raw: GuardedConnection) -> None:
         await raw.close()

@@ -43,6 +43,7 @@ class PoolEntry(_ConnectionRecord):
         fresh_until: When it has been idle or open for too long, on the monotonic clock.
         task: The asyncio task that has it.
         since: When that got it, on the same clock.
+        rested: When its last user gave it back.
         taken_at: File and line where it was taken, if it is held for longer than one call.
         is_stuck: Whether that was not woken up for long, and never will be.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
@@ -58,6 +59,7 @@ class PoolEntry(_ConnectionRecord):
     home_ref: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(nowhere)
     fresh_until: float = math.inf
     since: float = 0.0
+    rested: float = 0.0
     task: asyncio.Task[Any] | None = None
     taken_at: str = ""
     is_stuck: bool = False
@@ -104,7 +106,8 @@ class PoolEntry(_ConnectionRecord):
             self._settle_in(loop)
         elif self.home_ref not in lender.ticking:
             lender.tick(loop)  # a loop that comes back may live for long
-        if lender.driver.is_closed(self.raw):
+        if lender.driver.is_lost(self.raw, self.rested):
+            self.terminate()  # what it has said is forgotten when it is given back
             return False
         lender.counts.reused += 1
         return True
@@ -206,10 +209,11 @@ class PoolEntry(_ConnectionRecord):
         """Note that nobody uses it from now on."""
         self.taken_at = ""
         self.is_stuck = self.in_doubt = self.interrupted = False
-        self.fresh_until = time.monotonic() + self._lender.patience
+        self.rested = now = time.monotonic()
+        self.fresh_until = now + self._lender.patience
         if (recycle := self._lender.options.pool.recycle) is not None:
             left = self.starttime + recycle - time.time()
-            self.fresh_until = min(self.fresh_until, time.monotonic() + left)
+            self.fresh_until = min(self.fresh_until, now + left)
 
     def leave(self) -> None:
         """Let any loop have it."""

@@ -245,6 +245,9 @@ class PlainDriver:
     def is_closed(self, raw: PlainConnection) -> bool:
         return raw.is_closed
 
+    def is_lost(self, raw: PlainConnection, since: float) -> bool:
+        return raw.is_closed
+
     async def close(self, raw: PlainConnection) -> None:
         raw.close()
 
