@@ -1,7 +1,8 @@
 """Reaper: a thread that gives back what a process without a running loop no longer needs.
 
 There is none while a loop can do it by a timer, none before a loop has ended, and none during a fork: it is parked
-first, so that a child finds no lock that nobody will open, and Python 3.12 has nothing to warn of.
+first, so that a child finds no lock that nobody will open, and Python 3.12 has nothing to warn of. The parent starts
+another afterwards.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Reaper:
         """See to it that the thread runs. Cheap where it does; a finalizer may call it, so it waits for nobody."""
         # While the interpreter ends, no thread starts any more: start() would wait for it for ever. What is left of
         # loops that nobody closed is collected that late.
-        if sys.is_finalizing() or self._runs() or not self._starting.acquire(blocking=False):
+        if sys.is_finalizing() or self.is_running or not self._starting.acquire(blocking=False):
             return
         try:
-            if not self._runs():
+            if not self.is_running:
                 self._parked.clear()
                 self._thread = threading.Thread(
                     target=self._run, name="loopsafe_db reaper", daemon=True
@@ -58,7 +59,9 @@ class Reaper:
             self._thread.join(PARK_TIMEOUT)
         _running.discard(self)
 
-    def _runs(self) -> bool:
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a thread."""
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
@@ -68,12 +71,23 @@ class Reaper:
 
 
 _running: set[Reaper] = set()
+_parked: list[Reaper] = []  # for the length of a fork
 
 
 def _before_fork() -> None:
     for reaper in list(_running):
+        if reaper.is_running:
+            _parked.append(reaper)
         reaper.park()
 
 
+def _after_fork() -> None:
+    """Go on in the parent, which may never use a connection again."""
+    while _parked:
+        _parked.pop().wake()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_parked.clear
+    )

@@ -104,8 +104,6 @@ class PoolEntry(_ConnectionRecord):
         if self.home_ref() is not loop:
             lender.driver.move(self.raw)
             self._settle_in(loop)
-        elif self.home_ref not in lender.ticking:
-            lender.tick(loop)  # a loop that comes back may live for long
         if lender.driver.is_lost(self.raw, self.rested):
             self.terminate()  # what it has said is forgotten when it is given back
             return False

@@ -177,11 +177,13 @@ class Lending(Generic[E]):
     Attributes:
         limit: The most connections.
         open: Those that are open, or being opened.
+        retired: Whether nothing is lent any more, and all that comes back is ended.
         held: Those that are lent now, and the loop that each is lent in; exact at any moment.
     """
 
     limit: int
     open: int
+    retired: bool
 
     def __init__(
         self,
@@ -208,7 +210,7 @@ class Lending(Generic[E]):
         self._movable, self._sticky, self._ask, self._evict = movable, sticky, ask, evict
         self._sweep = sweep
         self._idle: list[E] = []  # the one used last is last
-        self._retired = False
+        self.retired = False
         self._tickets = itertools.count()
         self._lines: dict[int, _Line] = {}  # by id() of the loop, which may be gone
         self._served: dict[_Waiter, E | Slot] = {}  # given, and not taken yet
@@ -314,7 +316,7 @@ class Lending(Generic[E]):
     def hand_on(self, entry: E, loop: asyncio.AbstractEventLoop) -> bool:
         """Give what is returned in `loop` to the caller whose turn it is, if that is in `loop`, too: it stays lent."""
         line = self._lines.get(id(loop))
-        if line is None or not line.waiters or not _runs_task(loop) or self._inbox or self._retired:
+        if line is None or not line.waiters or not _runs_task(loop) or self._inbox or self.retired:
             return False
         if self._lock._is_owned() or not self._lock.acquire(blocking=False):  # noqa: SLF001
             return False
@@ -333,7 +335,7 @@ class Lending(Generic[E]):
 
     def give_back(self, entry: E) -> None:
         """Return an entry that was in `held`; one whose connection is gone leaves its place."""
-        if entry.is_open and not self._retired:
+        if entry.is_open and not self.retired:
             self._put_back(entry)
         else:
             self._post(entry)
@@ -400,7 +402,7 @@ class Lending(Generic[E]):
 
     def retire(self) -> bool:
         """Evict what is idle and all that comes back; tell whether nothing is left. A finalizer may call it."""
-        self._retired = True
+        self.retired = True
         self._post(Slot.NUDGE)
         return not self.open
 
@@ -408,7 +410,7 @@ class Lending(Generic[E]):
         self._idle.append(entry)
         # Who began to wait since looks at the idle ones after queueing, as this looks at the queue after putting
         # back: one of them sees the other.
-        if (self._lines and self._is_awaited()) or self._retired:
+        if (self._lines and self._is_awaited()) or self.retired:
             self._post(Slot.NUDGE)
 
     def _is_awaited(self) -> bool:
@@ -495,7 +497,7 @@ class Lending(Generic[E]):
         while self._inbox:
             self._accept(self._inbox.popleft())
         asked, evicted = self._serve() if self._lines else ([], [])
-        if self._retired:
+        if self.retired:
             evicted = [entry for entry in list(self._idle) if self._pick(entry)]
         woken, self._to_wake = self._to_wake, []
         return woken, asked, evicted

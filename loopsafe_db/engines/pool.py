@@ -100,7 +100,6 @@ class ConnectionPool:
         statements: What was sent, where that is recorded.
         untouched: What is undone of a connection of which nobody knows that it was touched.
         direct: Whether a text may go to the driver without a `Connection`.
-        ticking: The loops that look for what they have not used for long.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections; set by the factory.
         own_listeners: What we have it call; all others are the program's.
@@ -152,7 +151,6 @@ class ConnectionPool:
         self.counts = PoolStats()
         self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self.ticking: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
         self._ending: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
         self._reaper = Reaper(self._reap)
 
@@ -335,11 +333,11 @@ class ConnectionPool:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Note that `loop` has a connection, so that its end is an end of what it left behind."""
         state = current_state("a connection pool")
-        if not state.at_close(self, self._loop_ended):
-            if weakref.ref(loop) not in self.ticking:
-                self.tick(loop)  # it comes back, and may live for long
-        elif not self.scope.movable:
-            state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
+        if state.at_close(self, self._loop_ended):
+            if timeout := self.options.pool.idle_timeout:
+                loop.call_later(timeout / 2, self._tick, loop, timeout / 2)
+            if not self.scope.movable:
+                state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
 
     async def close(self) -> None:
         """Close what is idle in the running loop, or in none; what others use stays."""
@@ -428,9 +426,6 @@ class ConnectionPool:
     def _loop_ended(self) -> None:
         """End what a closed loop had lent, and what cannot go elsewhere."""
         forgotten = [self._end_forgotten(entry) for entry in self.lending.take_lost()]
-        for ref in list(self.ticking):
-            if is_gone(ref()):
-                self.ticking.discard(ref)
         self._ending = {ref for ref in self._ending if not is_gone(ref())}
         self.lending.look_again()
         if not self.scope.movable:
@@ -469,11 +464,10 @@ class ConnectionPool:
         self.lending.give_back(entry)
         return holder
 
-    def tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close now, and every half of the time, what this loop has not used for long."""
-        self.ticking.add(weakref.ref(loop))
-        if timeout := self.options.pool.idle_timeout:
-            loop.call_later(timeout / 2, self.tick, loop)
+    def _tick(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
+        """Close now, and after each pause, what this loop has not used for long."""
+        if not self.lending.retired:  # else the timer would keep what nobody has any more
+            loop.call_later(pause, self._tick, loop, pause)
         for entry in self._idle_too_long((None, loop)):
             task = loop.create_task(self._close(entry))
             self._closing.add(task)

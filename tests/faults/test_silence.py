@@ -62,17 +62,22 @@ SCRIPTS = {
         f"asyncio.run({ASK}); asyncio.run({ASK})\npid = os.fork()\nassert asyncio.run({ASK}) == 1\n"
         "if pid: assert os.waitpid(pid, 0)[1] == 0"
     ),
-    "no thread of ours during a fork": (
-        f"import threading\nasyncio.run({ASK}); asyncio.run({ASK})\nseen = []\n"
-        "names = lambda: [thread.name for thread in threading.enumerate()]\n"
-        "assert 'loopsafe_db reaper' in names() or db._options.scope == 'loop'\n"
-        "os.register_at_fork(after_in_parent=lambda: seen.extend(names()))\n"
-        "if not os.fork(): os._exit(0)\n"
-        "assert 'MainThread' in seen and 'loopsafe_db reaper' not in seen, seen"
-    ),
 }
 
 
+WATCH_FORKS = (  # before the library is imported: so that is asked first to get ready
+    "import os, threading\nseen = []\n"
+    "names = lambda: [thread.name for thread in threading.enumerate()]\n"
+    "os.register_at_fork(before=lambda: seen.extend(names()))\n"
+)
+FORK_WARM = (
+    f"asyncio.run({ASK}); asyncio.run({ASK})\n"
+    "warm = db._options.scope != 'loop'\n"
+    "assert ('loopsafe_db reaper' in names()) is warm\n"
+    "if not os.fork(): os._exit(0)\n"
+    "assert 'MainThread' in seen and 'loopsafe_db reaper' not in seen, seen\n"
+    "assert ('loopsafe_db reaper' in names()) is warm"
+)
 OPEN_TRANSACTION = (
     "async def main():\n    global t\n    t = db.transaction()\n    await t.__aenter__()\n"
     "asyncio.run(main())"
@@ -114,6 +119,12 @@ def test_a_child_that_exits_while_answers_are_under_way_does_not_disturb_them(
     assert run(database, f"{EXIT_AT_WORK}import {loop}; {loop}.run(main())")[0] == 0
 
 
+def test_no_thread_of_ours_is_there_during_a_fork_and_it_is_there_again_afterwards(
+    database: Database,
+) -> None:
+    assert run(database, FORK_WARM, first=WATCH_FORKS) == (0, [])
+
+
 def test_a_connection_that_was_never_given_back_is_a_resource_warning(database: Database) -> None:
     code, lines = run(database, OPEN_TRANSACTION)
 
@@ -139,11 +150,11 @@ def test_what_the_interpreter_collects_at_its_very_end_starts_no_thread() -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def run(database: Database, script: str) -> tuple[int, list[str]]:
+def run(database: Database, script: str, first: str = "") -> tuple[int, list[str]]:
     """Run a script with every warning on; give its exit code, and what it wrote to stderr."""
     url = database.url.render_as_string(hide_password=False)
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", START + script],
+        [sys.executable, "-X", "dev", "-W", "error", "-c", first + START + script],
         env={**os.environ, "LOOPSAFE_DB_URL": url},
         capture_output=True,
         text=True,

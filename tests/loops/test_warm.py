@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
+import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -251,25 +253,67 @@ def test_a_full_pool_tells_who_holds_what_since_when_in_every_loop(
     holding.result()
 
 
-@pytest.mark.parametrize("way", ["a loop that lives", "no loop"])
-def test_idle_connections_are_given_back(warm: Callable[..., Database], way: str) -> None:
-    database = warm(5, idle_timeout=0.05)
+async def once(database: Database) -> None:
+    await database.fetch_val("SELECT 1")
 
-    async def until_gone() -> None:
-        async with asyncio.timeout(5):
-            while database.stats().idle:  # noqa: ASYNC110 (no event tells of it)
-                await asyncio.sleep(0)
 
-    async def several() -> None:
-        await asyncio.gather(*(use(database) for _ in range(5)))
-        await database.fetch_val("SELECT 1")  # a loop that comes back sets a timer
-        if way == "a loop that lives":
-            await until_gone()
+async def in_a_transaction(database: Database) -> None:
+    async with database.transaction():
+        await database.fetch_val("SELECT 1")
 
-    asyncio.run(several())
-    if way == "no loop":
-        assert "loopsafe_db reaper" in {thread.name for thread in threading.enumerate()}
-        asyncio.run(until_gone())
+
+async def in_a_session(database: Database) -> None:
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+
+
+async def streamed(database: Database) -> None:
+    assert [row[0] async for row in database.iterate("SELECT 1")] == [1]
+
+
+async def several_at_once(database: Database) -> None:
+    all_here = asyncio.Barrier(4)
+
+    async def one() -> None:
+        async with database.connection():
+            await all_here.wait()
+
+    await asyncio.gather(*(one() for _ in range(4)))
+
+
+USES = [once, in_a_transaction, in_a_session, streamed, several_at_once]
+
+
+@pytest.mark.parametrize("scope", ["process", "loop"])
+@pytest.mark.parametrize("use_it", USES)
+async def test_a_loop_that_lives_gives_idle_connections_back_that_it_has_used_once(
+    database: Database, use_it: Callable[[Database], Any], scope: str
+) -> None:
+    database = Database(database.url, pool=PoolLimits(5, idle_timeout=0.05), scope=scope)
+    await use_it(database)
+
+    async with asyncio.timeout(10):
+        while database.stats().closed < database.stats().opened:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0)
+    assert database.stats().idle == 0
+
+
+@pytest.mark.parametrize("forks", [0, 1, 3])
+def test_idle_connections_are_given_back_where_no_loop_runs(
+    warm: Callable[..., Database], forks: int
+) -> None:
+    database = warm(5, idle_timeout=0.3)
+    asyncio.run(several_at_once(database))
+    for _ in range(forks):
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    give_up = time.monotonic() + 10
+    while database.stats().idle and time.monotonic() < give_up:
+        time.sleep(0.01)  # no event tells of it
+    assert database.stats().idle == 0
     assert asyncio.run(database.fetch_val("SELECT 2")) == 2
 
 
