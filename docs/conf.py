@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sphinx.util.nodes import make_refnode
+
 if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the docstrings of these sources, not of what is installed
@@ -53,6 +58,7 @@ LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?!https?:)(?P<target>[^)]+)\)")
 def setup(app: Sphinx) -> None:
     """Have pages made fit for the site while they are read."""
     app.connect("source-read", read_page)
+    app.connect("missing-reference", find_by_its_end)
 
 
 def read_page(_: Sphinx, name: str, source: list[str]) -> None:
@@ -64,6 +70,19 @@ def read_page(_: Sphinx, name: str, source: list[str]) -> None:
     elif name == "changelog":
         source[0] = source[0].replace(RELEASES, RELEASES + coming_release())
     source[0] = ANCHOR.sub(r"(\1)=", source[0])
+
+
+def find_by_its_end(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
+) -> Element | None:
+    """Lead `Options` in a docstring to ``loopsafe_db.options.Options``, where only one class ends so."""
+    name = node["reftarget"]
+    objects = env.domains.python_domain.objects
+    found = [full for full in objects if full.endswith(f".{name}")]
+    if node.get("refdomain") != "py" or not name[:1].isupper() or len(found) != 1:
+        return None
+    place = objects[found[0]]
+    return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, text, found[0])
 
 
 def readme() -> str:

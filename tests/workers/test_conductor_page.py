@@ -1,0 +1,31 @@
+"""The workers of the how-to on Conductor, called as its SDK calls them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from loopsafe_db import configure
+from loopsafe_db.testing import run_worker
+from tests.integrations.pages import code_of
+
+
+@pytest.mark.parametrize("worker", ["square", "square_async"])
+def test_a_worker_of_the_page_stores_each_number_once(worker: str, postgres_url: str) -> None:
+    db = configure(postgres_url)
+    asyncio.run(db.execute("CREATE TABLE squares (number int PRIMARY KEY, square int NOT NULL)"))
+    names: dict[str, Any] = {}
+    exec(
+        compile(code_of("conductor", "python conductor"), "page", "exec", dont_inherit=True), names
+    )
+
+    results = [run_worker(names[worker], {"number": number}) for number in (7, 7, 8)]
+
+    assert [result.status for result in results] == ["COMPLETED"] * 3
+    stored = [
+        result.output.get("stored") or result.output["result"]["stored"] for result in results
+    ]
+    assert stored == [1, 1, 2]
+    asyncio.run(db.disconnect())
