@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopsafe_db._runtime.forks import SocketId, is_readable
 from loopsafe_db._runtime.whole_steps import whole
+from loopsafe_db.errors import UnsupportedLoopError
 
 if TYPE_CHECKING:
     import ssl
@@ -380,6 +381,41 @@ def can_move(loop: asyncio.AbstractEventLoop) -> bool:
     if sys.platform == "win32":
         return not isinstance(loop, asyncio.ProactorEventLoop)
     return True
+
+
+def need_readers(loop: asyncio.AbstractEventLoop) -> None:
+    """Refuse a loop that cannot wait for a socket, before one is opened.
+
+    Raises:
+        NoReadersError: It has no ``add_reader``.
+    """
+    kind = type(loop)
+    if kind in _with_readers:
+        return
+    with socket.socket() as sock:
+        try:
+            loop.remove_reader(sock)
+        except NotImplementedError:
+            raise NoReadersError(kind.__name__) from None
+    _with_readers.add(kind)
+
+
+_with_readers: set[type] = set()  # kinds of loops
+
+
+class NoReadersError(UnsupportedLoopError):
+    """The loop that runs has no ``add_reader``, as PySide6.QtAsyncio's."""
+
+    hint = (
+        "query in a thread of its own by asyncio.run, or take a loop that can: for Qt, that of "
+        "qasync"
+    )
+
+    def __init__(self, library: str) -> None:
+        super().__init__(
+            library,
+            f"a {library} runs in this thread, which has no add_reader to wait for a socket",
+        )
 
 
 async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:

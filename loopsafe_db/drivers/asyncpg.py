@@ -19,7 +19,13 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import LRUCache
 
-from loopsafe_db._runtime.transport import ANY_LOOP, AnyLoop, MovableTransport
+from loopsafe_db._runtime.transport import (
+    ANY_LOOP,
+    AnyLoop,
+    MovableTransport,
+    can_move,
+    need_readers,
+)
 from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
@@ -555,6 +561,9 @@ class AsyncpgDriver:
         }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
+        loop = asyncio.get_running_loop()
+        if can_move(loop):
+            need_readers(loop)
         try:
             raw = await _connect(_keywords(**options.arguments), options.timeout)
         except _REFUSED as error:

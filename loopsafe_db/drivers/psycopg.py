@@ -32,7 +32,13 @@ from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
-from loopsafe_db._runtime.transport import addresses, can_move, may_have_news, nowhere
+from loopsafe_db._runtime.transport import (
+    addresses,
+    can_move,
+    may_have_news,
+    need_readers,
+    nowhere,
+)
 from loopsafe_db.drivers import libpq
 from loopsafe_db.drivers.base import (
     Answer,
@@ -538,6 +544,7 @@ class PsycopgDriver:
         loop = asyncio.get_running_loop()
         if not can_move(loop):
             raise ProactorLoopError(type(loop).__name__)
+        need_readers(loop)
         try:
             async with asyncio.timeout(options.timeout):
                 places = await _places(loop, options.arguments)

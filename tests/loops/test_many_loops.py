@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -184,3 +185,70 @@ def test_a_loop_local_is_made_once_per_loop_and_closed_with_it() -> None:
     assert len(asyncio.run(main())) == len(asyncio.run(main())) == 1
     assert made == closed
     assert len(made) == 2
+
+
+class LoopOfQt(asyncio.SelectorEventLoop):
+    """What qasync's and PySide6's loops have in common: short timers, which they keep, and no async generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[asyncio.Handle] = []
+        self.call_soon(sys.set_asyncgen_hooks, None, None)
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, *args: Any, **options: Any
+    ) -> asyncio.TimerHandle:
+        if delay * 1000 >= 2**31:
+            raise OverflowError
+        handle = super().call_later(delay, *args, **options)
+        self.kept.append(handle)
+        return handle
+
+
+class LoopWithoutReaders(asyncio.SelectorEventLoop):
+    """As PySide6.QtAsyncio's."""
+
+    def remove_reader(self, fd: Any) -> bool:
+        raise NotImplementedError
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("how", ["closed", "terminated"])
+def test_a_loop_of_qt_gets_its_answer_and_its_loop_local_values_end_with_it(
+    database: Database, how: str
+) -> None:
+    ended = []
+
+    async def close(value: int) -> None:
+        await asyncio.sleep(0)
+        ended.append(f"closed {value}")
+
+    local = LoopLocal(lambda: 5, close=close, terminate=lambda n: ended.append(f"terminated {n}"))
+
+    async def main() -> None:
+        local.get()
+        assert await database.fetch_val("SELECT 7") == 7
+
+    for _ in range(2):
+        loop = LoopOfQt()
+        loop.run_until_complete(main())
+        if how == "closed":
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+    assert ended == [f"{how} 5"] * 2
+
+
+def test_a_loop_without_readers_gets_a_clear_error_where_a_socket_is_needed(
+    database: Database,
+) -> None:
+    loop = LoopWithoutReaders()
+    asking = database.fetch_val("SELECT 7")
+    if database.url.dialect == "sqlite":
+        assert loop.run_until_complete(asking) == 7
+    else:
+        with pytest.raises(UnsupportedLoopError, match=r"(?s)LDB105.*add_reader.*qasync"):
+            loop.run_until_complete(asking)
+        assert (database.stats().opened, database.stats().in_use) == (0, 0)
+    loop.close()
