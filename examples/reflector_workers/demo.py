@@ -19,9 +19,8 @@ from reflector_workers.fleet import WorkerClass, running_fleet
 from reflector_workers.lifecycle import read_logs, read_reports
 from reflector_workers.outcome import Outcome, Result
 from reflector_workers.progress import WorkflowState, watch
-from reflector_workers.recordings import MeetingFolder, read_meeting
+from reflector_workers.recordings import MeetingFolder, read_meeting, read_reference
 from reflector_workers.report import JobProgress, show_notes
-from reflector_workers.rttm import read_rttm_file
 from reflector_workers.stage import open_stage
 from reflector_workers.storage.job_log import job_log_controller
 from reflector_workers.storage.meetings import tracks_controller
@@ -75,7 +74,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
         ConductorError: There is no Conductor.
     """
     meeting = read_meeting(options.folder, options.starts)
-    reference = read_rttm_file(meeting.reference, meeting.name) if meeting.reference else None
+    reference = read_reference(meeting.path, meeting.name)
     _make_folder(options.output)
     show_notes(meeting.notes, console)
     with (
@@ -154,7 +153,7 @@ async def _collect(
     options: DemoOptions,
     meeting: MeetingFolder,
     workflows: Sequence[WorkflowState],
-    reference: Sequence[Turn] | None,
+    reference: Sequence[Turn],
 ) -> Result:
     """Read what the workflows stored; the first one's documents become files."""
     meeting_ids = [int(workflow.output["meeting_id"]) for workflow in workflows]

@@ -51,6 +51,14 @@ class Turn(Segment):
     speaker: str = Field(min_length=1)
 
 
+class Meeting(Value):
+    """A meeting, as the database knows it; its documents carry its name."""
+
+    id: int
+    name: str
+    folder: str
+
+
 class Track(Value):
     """One participant's recording, as the database knows it.
 
@@ -85,7 +93,7 @@ class DetectedTrack(Value):
 
 
 class Output(Value):
-    """A finished document of a meeting: its RTTM or its picture."""
+    """A finished document of a meeting: its RTTM or a picture."""
 
     kind: str
     content: str

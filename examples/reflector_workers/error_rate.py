@@ -10,7 +10,7 @@ which nothing is scored. (pyannote.metrics counts both sides together: its 0.5 i
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Kind = Literal["missed", "false alarm", "confused"]
 _Side = Literal["true", "heard", "collar"]
 _Span = tuple[float, float]
+
+_TIE = 1e-9  # seconds: of two pairs that fit as well, the one of the same name is made
+_NOBODY = "\0"  # in front of who fits no true speaker: a name that nobody has
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,22 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A time in which one speaker's speech is wrong.
+
+    Attributes:
+        name: Who: a true speaker, or one who was found and fits none.
+        is_true: Which of the two.
+    """
+
+    start: float
+    end: float
+    name: str
+    is_true: bool
+    kind: Kind
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The found turns beside the true ones.
 
@@ -109,6 +128,31 @@ def compare(reference: Iterable[Turn], found: Iterable[Turn], collar: float = 0.
     if not rate.total:
         raise ValueError("the reference has no speech: there is nothing to compare with")
     return Comparison(rate, names, stretches)
+
+
+def mistakes(comparison: Comparison) -> list[Mistake]:
+    """Everything that is wrong, speaker by speaker: each stretch as long as it lasts."""
+    found: list[Mistake] = []
+    latest: dict[tuple[str, Kind], int] = {}
+    for stretch in comparison.stretches:
+        for name, kind in _wrong(stretch):
+            last = latest.get((name, kind))
+            if last is not None and found[last].end == stretch.start:
+                found[last] = replace(found[last], end=stretch.end)
+                continue
+            latest[name, kind] = len(found)
+            is_true = not name.startswith(_NOBODY)
+            name = name.removeprefix(_NOBODY)
+            found.append(Mistake(stretch.start, stretch.end, name, is_true, kind))
+    return found
+
+
+def _wrong(stretch: Stretch) -> Iterator[tuple[str, Kind]]:
+    not_heard, not_true = stretch.true - stretch.heard, stretch.heard - stretch.true
+    for name in sorted(not_heard):
+        yield name, "confused" if not_true else "missed"
+    for name in sorted(not_true):
+        yield name, "confused" if not_heard else "false alarm"
 
 
 def _by_speaker(turns: Iterable[Turn]) -> dict[str, list[_Span]]:
@@ -153,12 +197,14 @@ def _best_names(stretches: Iterable[Stretch]) -> dict[str, str]:
         for heard in stretch.heard:
             for true in stretch.true:
                 together[heard, true] += stretch.end - stretch.start
+    for heard, true in together:
+        if heard == true:
+            together[heard, true] += _TIE
     return best_pairs(together)
 
 
 def _renamed(stretch: Stretch, names: Mapping[str, str]) -> Stretch:
-    # who fits nobody gets a name that nobody has
-    heard = frozenset(names.get(name, f"\0{name}") for name in stretch.heard)
+    heard = frozenset(names.get(name, _NOBODY + name) for name in stretch.heard)
     return Stretch(stretch.start, stretch.end, stretch.true, heard)
 
 

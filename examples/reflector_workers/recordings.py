@@ -12,10 +12,13 @@ from reflector_workers.audio import Recording
 from reflector_workers.completeness import shortfall
 from reflector_workers.domain import MeetingError
 from reflector_workers.offsets import SIDECAR_NAME, DailyName, SidecarEntry, read_sidecar, start_of
+from reflector_workers.rttm import read_rttm_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from reflector_workers.domain import Turn
 
 REFERENCE_NAME = "reference.rttm"
 _NOTHING_SAID = SidecarEntry()
@@ -63,12 +66,6 @@ class MeetingFolder:
         return one_word(self.path.name) or "meeting"
 
     @property
-    def reference(self) -> Path | None:
-        """The true turns, if the folder has a ``reference.rttm``."""
-        path = self.path / REFERENCE_NAME
-        return path if path.is_file() else None
-
-    @property
     def duration(self) -> float:
         return max(track.starts_at + track.duration for track in self.tracks)
 
@@ -106,6 +103,16 @@ def read_meeting(folder: Path, starts: Mapping[str, float] | None = None) -> Mee
     known = {REFERENCE_NAME, SIDECAR_NAME, *(path.name for path in recordings)}
     others = tuple(path.name for path in entries if path.name not in known)
     return MeetingFolder(folder.resolve(), tracks, others)
+
+
+def read_reference(folder: Path, meeting: str) -> tuple[Turn, ...]:
+    """The true turns of a folder's ``reference.rttm``; none if there is no such file.
+
+    Raises:
+        MeetingError: It cannot be read.
+    """
+    path = folder / REFERENCE_NAME
+    return read_rttm_file(path, meeting) if path.is_file() else ()
 
 
 def read_track(path: Path, entry: SidecarEntry = _NOTHING_SAID) -> TrackFile:

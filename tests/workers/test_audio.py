@@ -11,7 +11,7 @@ import pytest
 
 from reflector_workers.audio import Recording
 from reflector_workers.domain import MeetingError
-from reflector_workers.recordings import read_meeting, read_track
+from reflector_workers.recordings import read_meeting, read_reference, read_track
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,14 +24,14 @@ def test_the_sample_has_one_track_per_participant_in_order_of_their_names(sample
 
     assert [track.speaker for track in meeting.tracks] == ["alice", "bob", "carol"]
     assert meeting.duration == pytest.approx(28.977)
-    assert meeting.reference == sample / "reference.rttm"
+    assert len(read_reference(meeting.path, meeting.name)) == 7
     assert meeting.name == "sample_meeting"
 
 
 def test_a_folder_without_a_reference_is_fine(write_wav: WriteWav, tmp_path: Path) -> None:
     write_wav("alice.wav")
 
-    assert read_meeting(tmp_path).reference is None
+    assert read_reference(read_meeting(tmp_path).path, "meeting") == ()
 
 
 def test_suffixes_in_capitals_are_wav_files_too(write_wav: WriteWav, tmp_path: Path) -> None:

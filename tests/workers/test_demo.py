@@ -78,6 +78,7 @@ def test_the_documents_are_written(finished: Finished) -> None:
 
     assert [turn.speaker[0] for turn in turns] == list("abcacac")
     assert (finished.folder / "sample_meeting.svg").read_text().startswith("<svg")
+    assert ">false alarm 0:04" in (finished.folder / "sample_meeting.html").read_text()
 
 
 @pytest.mark.real_conductor

@@ -69,6 +69,12 @@ def test_each_found_speaker_is_taken_for_one_true_one_at_most() -> None:
     assert comparison.rate == ErrorRate(0, 0, 4, 10)
 
 
+def test_of_two_that_fit_as_well_the_one_of_the_same_name_is_taken() -> None:
+    comparison = compare(turns("a 0-10, b 2-3"), turns("b 2-3"))
+
+    assert comparison.names == {"b": "b"}
+
+
 def test_the_pairs_fit_best_together_not_one_after_another() -> None:
     weights = {("x", "a"): 9.0, ("x", "b"): 8.0, ("y", "a"): 7.0, ("z", "c"): 0.0}
 

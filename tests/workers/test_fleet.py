@@ -92,6 +92,6 @@ def test_the_job_of_a_killed_worker_is_done_by_another_and_leaves_one_result(
     assert killer.victim.worker_id.endswith(code_version())
     turns = asyncio.run(turns_controller.get_by_meeting(int(state.output["meeting_id"])))
     counts = row_counts()
-    assert (counts["meetings"], counts["tracks"], counts["outputs"]) == (1, 2, 2)
+    assert (counts["meetings"], counts["tracks"], counts["outputs"]) == (1, 2, 3)
     assert {turn.speaker for turn in turns} == {"alice"}
     assert counts["turns"] == len(turns) == 4 * 3

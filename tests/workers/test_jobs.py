@@ -33,7 +33,8 @@ def test_a_meeting_becomes_turns_and_documents(storage: None, sample: Path) -> N
     assert [turn.speaker[0] for turn in turns] == list("abcacac")
     assert [turn.speaker for turn in read_rttm(documents["rttm"])] == [t.speaker for t in turns]
     assert documents["svg"].startswith("<svg")
-    assert final["outputs"].keys() == {"rttm", "svg"}
+    assert documents["html"].startswith("<!doctype html>")
+    assert final["outputs"].keys() == {"rttm", "svg", "html"}
 
 
 def test_only_ids_and_counts_cross_conductor(storage: None, short_meeting: Path) -> None:
@@ -58,7 +59,7 @@ def test_a_meeting_in_which_nobody_speaks_has_documents_too(
     final = diarize(tmp_path)
 
     assert asyncio.run(turns_controller.get_by_meeting(final["meeting_id"])) == ()
-    assert row_counts()["outputs"] == 2
+    assert row_counts()["outputs"] == 3
 
 
 def test_two_workflows_on_one_folder_are_two_meetings(

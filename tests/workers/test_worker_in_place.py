@@ -42,9 +42,9 @@ def test_a_meeting_goes_through_all_its_workers(
     merged = done(merge_turns, "merge", merging, start_method)
     final = done(finalize, "finalize", merged, start_method)
 
-    assert set(final["outputs"]) == {"rttm", "svg"}
+    assert set(final["outputs"]) == {"rttm", "svg", "html"}
     counts = row_counts()
-    assert (counts["meetings"], counts["tracks"], counts["outputs"]) == (1, 2, 2)
+    assert (counts["meetings"], counts["tracks"], counts["outputs"]) == (1, 2, 3)
     assert counts["turns"] == merged["turn_count"] > 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loopsafe_db import get_database
-from reflector_workers.domain import Track
+from reflector_workers.domain import Meeting, Track
 
 if TYPE_CHECKING:
     from reflector_workers.job import Job
@@ -33,18 +33,18 @@ class MeetingsController:
             await tracks_controller.replace(meeting_id, meeting)
         return int(meeting_id)
 
-    async def get_name(self, meeting_id: int) -> str:
-        """The meeting's name, which its documents carry.
+    async def get_by_id(self, meeting_id: int) -> Meeting:
+        """One meeting.
 
         Raises:
             LookupError: There is no such meeting.
         """
-        name = await get_database().fetch_val(
-            "SELECT name FROM reflector.meetings WHERE id = :id", {"id": meeting_id}
+        row = await get_database().fetch_one(
+            "SELECT id, name, folder FROM reflector.meetings WHERE id = :id", {"id": meeting_id}
         )
-        if name is None:
+        if row is None:
             raise LookupError(f"there is no meeting {meeting_id}")
-        return str(name)
+        return Meeting(**row)
 
 
 class TracksController:

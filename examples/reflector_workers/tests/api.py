@@ -21,7 +21,7 @@ async def rename(meeting_id: int, name: str) -> str:
     """Give a meeting another name; the name it had."""
     async with get_database().transaction():
         try:
-            before = await meetings_controller.get_name(meeting_id)
+            before = (await meetings_controller.get_by_id(meeting_id)).name
         except LookupError as error:
             raise HTTPException(404, str(error)) from error
         await get_database().execute(
