@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from loopsafe_db.database import _configuration
 from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ class RolledBack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool.pinned.is_open:
+        is_stuck = self._is_stuck()
+        if self._pool.pinned.is_open and not is_stuck:
             self._run(self._pool.pinned.undo)
         self._blocks.close()
+        if is_stuck:
+            self._start_anew()
 
     @property
     def statements(self) -> Sequence[str]:
@@ -93,7 +97,7 @@ class RolledBack:
                 await pinned.undo()
 
         with suppress(TransactionError):  # the connection is lost
-            if pinned.is_open:
+            if pinned.is_open and not self._is_stuck():
                 self._run(look_and_undo)
         return found
 
@@ -103,6 +107,21 @@ class RolledBack:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
+
+    def _is_stuck(self) -> bool:
+        """Tell whether a task has the connection whose loop stands still, as where a time-out has stopped a test."""
+        here = asyncio._get_running_loop()  # noqa: SLF001
+        loops = [reference() for reference in list(self._pool.lending.held.values())]
+        return any(loop is None or loop is here or not loop.is_running() for loop in loops)
+
+    def _start_anew(self) -> None:
+        """End the connection, and cancel who has it, for when its loop runs on; the next block gets another one."""
+        for entry in list(self._pool.lending.held):
+            entry.terminate()
+            if entry.task is not None:
+                entry.task.cancel()
+        self._configuration.retire()
+        self._configuration = _configuration(self._configuration.options)
 
     @property
     def _pool(self) -> Any:

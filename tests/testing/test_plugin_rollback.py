@@ -343,6 +343,37 @@ async def test_it(connection):
     result.stdout.fnmatch_lines(["*the connection was taken by the fixture 'connection'*"])
 
 
+STOPPED = """
+import pytest
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+FOR_EVER = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n"
+
+@pytest.mark.timeout(1, func_only=True)
+async def test_stopped(loopsafe_db):
+    await loopsafe_db.fetch_val("SELECT 1")
+    await loopsafe_db.fetch_val(FOR_EVER)
+
+async def test_next(loopsafe_db, store, count):
+    await store(1)
+    assert await count() == 1
+"""
+
+
+def test_a_test_that_a_time_out_stops_costs_the_next_ones_nothing(
+    run: Callable[..., pytest.RunResult],
+) -> None:
+    result = run(STOPPED, "-Wdefault")
+
+    result.assert_outcomes(failed=1, passed=1, warnings=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_stopped left something behind:",
+            "*a connection was left checked out: * s, */test_a_test_that_*.py:9",
+        ]
+    )
+
+
 def test_a_session_left_on_the_server_is_told_of(
     pytester: pytest.Pytester, postgres_server: PostgresServer
 ) -> None:
