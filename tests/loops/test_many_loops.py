@@ -252,3 +252,12 @@ def test_a_loop_without_readers_gets_a_clear_error_where_a_socket_is_needed(
             loop.run_until_complete(asking)
         assert (database.stats().opened, database.stats().in_use) == (0, 0)
     loop.close()
+
+
+def test_a_subinterpreter_gets_a_clear_error() -> None:
+    interpreters = pytest.importorskip("concurrent.interpreters", reason="CPython 3.14 has them")
+    one = interpreters.create()
+    one.exec(f"import sys; sys.path[:] = {sys.path!r}")
+    with pytest.raises(interpreters.ExecutionFailed, match=r"(?s)ImportError: loopsafe_db.*HINT"):
+        one.exec("import loopsafe_db")
+    one.close()
