@@ -72,6 +72,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-docs
+	@rm -rf build/site  # what is no page any more goes, too
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --fresh-env --quiet docs build/site
 	@echo 'the site is in build/site/index.html'
 

@@ -1,7 +1,7 @@
 """Look at every page of the site as readers do: ``look_at_site.py build/site [FOLDER]``, screenshots into FOLDER.
 
 Fails at: an error on the console, anything fetched from another host or not there, a link or an anchor that leads
-nowhere, a page wider than its window, blocks that overlap. Needs playwright and Debian's chromium.
+nowhere, a page wider than its frame, blocks that overlap. Needs playwright and Debian's chromium.
 """
 
 import sys
@@ -29,7 +29,8 @@ LOOK = """() => {
   return {
     links: [...document.querySelectorAll('a[href]')].map(link => link.href),
     ids: [...document.querySelectorAll('[id]')].map(one => one.id),
-    wide: document.documentElement.scrollWidth - innerWidth,
+    wide: Math.max(...[...document.querySelectorAll('html, .main, .content')]
+      .map(frame => frame.scrollWidth - frame.clientWidth)),
     overlaps: overlaps.map(block => block.textContent.trim().slice(0, 60)),
   };
 }"""
@@ -47,7 +48,7 @@ def look(page: Page, url: str, found: list[str]) -> dict:
     page.goto(url)
     seen = page.evaluate(LOOK)
     if seen["wide"] > 0:
-        found.append(f"{url} is {seen['wide']} pixels wider than its window")
+        found.append(f"{url} is {seen['wide']} pixels wider than its frame")
     found += [f"{url} has blocks that overlap: {text!r}" for text in seen["overlaps"]]
     return seen
 

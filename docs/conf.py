@@ -32,6 +32,7 @@ pygments_dark_style = "github-dark"
 html_favicon = "_static/favicon.svg"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
+html_use_index = html_domain_indices = False  # the search finds more
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0f6b5c", "color-brand-content": "#0f6b5c"},
     "dark_css_variables": {"color-brand-primary": "#4fd1b8", "color-brand-content": "#4fd1b8"},
