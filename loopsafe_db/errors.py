@@ -475,19 +475,18 @@ class ConnectError(DriverError, ConnectionError):
     Attributes:
         target: Driver, host, port and database; no user's secret.
         reason: What the driver said.
+        is_temporary: Whether the server refuses all that come, as it does while it starts and while it is full.
     """
 
     code = "LDB401"
     retryable = True
-    hint = (
-        "check host and port, and that the server runs and takes connections from here; with SQLite, "
-        "check the path and who may write there"
-    )
+    hint = "check host and port, and that the server runs and takes connections from here"
     target: str
     reason: str
+    is_temporary: bool
 
-    def __init__(self, target: str, reason: str) -> None:
-        self.target, self.reason = target, reason
+    def __init__(self, target: str, reason: str, *, is_temporary: bool = False) -> None:
+        self.target, self.reason, self.is_temporary = target, reason, is_temporary
         super().__init__(f"cannot connect to {target}: {reason}")
 
 

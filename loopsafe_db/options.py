@@ -28,7 +28,7 @@ class Timeouts:
     """How long things may take, in seconds.
 
     Attributes:
-        connect: To open one connection.
+        connect: To open one connection; while the server refuses all that come, it is tried again for so long.
         acquire: To wait for a free connection of the pool.
         statement: For each statement that has no ``timeout=`` of its own; None is no limit.
     """

@@ -76,6 +76,13 @@ _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
 
 
+class FileError(ConnectError):
+    """SQLite cannot open its file."""
+
+    hint = "check the path, and who may read and write there"
+    retryable = False
+
+
 class _Answer:
     """What a connection's thread takes for a future, and for its loop: closed, that is told nothing any more."""
 
@@ -548,7 +555,7 @@ class AiosqliteDriver:
                 options.target, f"no answer within {options.timeout:g} s"
             ) from error
         except sqlite3.Error as error:
-            raise ConnectError(options.target, _reason(error, given["database"])) from error
+            raise FileError(options.target, _reason(error, given["database"])) from error
         except asyncio.CancelledError:
             opener.give_up()
             raise

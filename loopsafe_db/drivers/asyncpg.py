@@ -37,6 +37,7 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
+from loopsafe_db.drivers.failures import is_temporary
 from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import (
     AuthenticationError,
@@ -574,7 +575,8 @@ class AsyncpgDriver:
             ) from error
         except _FAILED as error:
             libpq.name_pgbouncer(error)
-            raise ConnectError(options.target, str(error) or repr(error)) from error
+            reason = str(error) or repr(error)
+            raise ConnectError(options.target, reason, is_temporary=is_temporary(error)) from error
         raw.guarded_plans = options.plans
         raw.guarded_generation = options.plans.generation
         return raw

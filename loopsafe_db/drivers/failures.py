@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from loopsafe_db.errors import (
@@ -38,6 +39,18 @@ _BY_MYSQL_CODE: dict[object, type[DriverError]] = {
     1836: ReadOnlyError,
 }
 _BY_SQLITE_CODE: dict[int, type[DriverError]] = {5: LockTimeout, 6: LockTimeout, 8: ReadOnlyError}
+
+
+_TEMPORARY = ("57P03", "53300")  # it starts, stops or recovers; it is full
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Tell whether a server refuses all that come, for now."""
+    return (
+        isinstance(error, ConnectionRefusedError)
+        or getattr(error, "errno", None) == errno.ECONNREFUSED
+        or getattr(error, "sqlstate", None) in _TEMPORARY
+    )
 
 
 def by_sqlstate(error: BaseException) -> type[DriverError] | None:

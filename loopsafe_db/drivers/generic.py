@@ -27,7 +27,7 @@ from loopsafe_db.drivers.base import (
     DriverTraits,
     TransactionOptions,
 )
-from loopsafe_db.drivers.failures import by_mysql_code
+from loopsafe_db.drivers.failures import by_mysql_code, is_temporary
 from loopsafe_db.drivers.handed_out import part, twin
 from loopsafe_db.drivers.url import (
     dialect_url,
@@ -213,8 +213,10 @@ class GenericDriver:
                 options.target, f"no answer within {options.timeout:g} s"
             ) from error
         except (OSError, self._dialect.loaded_dbapi.Error) as error:
-            kind = AuthenticationError if _is_refusal(self.original(error)) else ConnectError
-            raise kind(options.target, str(error) or repr(error)) from error
+            original = self.original(error)
+            kind = AuthenticationError if _is_refusal(original) else ConnectError
+            reason, refuses = str(error) or repr(error), _refuses_all(original)
+            raise kind(options.target, reason, is_temporary=refuses) from error
         raw.is_in_memory = is_memory_for_dialect(options.arguments["url"])
         return raw
 
@@ -356,6 +358,13 @@ class GenericDriver:
 def _is_deadlock(error: BaseException) -> bool:
     """Tell by MySQL's code: the next statement begins a transaction of its own."""
     return error.args[:1] == (_DEADLOCK,)
+
+
+def _refuses_all(error: BaseException) -> bool:
+    """Tell whether a server refuses all that come: MySQL's by its codes where it is full."""
+    cause = error.__cause__ or error.__context__
+    full = error.args[:1] in ((1040,), (1203,))
+    return full or is_temporary(error) or (cause is not None and is_temporary(cause))
 
 
 def _is_refusal(error: Any) -> bool:

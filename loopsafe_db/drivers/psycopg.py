@@ -83,6 +83,10 @@ _REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|no password supplied|is not permitted to log in"
     r"|(role|database) .* does not exist|no such (user|database)|requires a valid client certificate"
 )
+_TEMPORARY = re.compile(
+    r"Connection refused|the database system is|too many clients|too many connections"
+    r"|remaining connection slots are reserved"
+)
 _STATES = {
     int(TransactionStatus.IDLE): ConnectionState.IDLE,
     int(TransactionStatus.INTRANS): ConnectionState.IN_TRANSACTION,
@@ -557,7 +561,8 @@ class PsycopgDriver:
             libpq.name_pgbouncer(error)
             reason = str(error).strip() or repr(error)
             kind = AuthenticationError if _REFUSED.search(reason) else ConnectError
-            raise kind(options.target, reason) from error
+            is_temporary = _TEMPORARY.search(reason) is not None
+            raise kind(options.target, reason, is_temporary=is_temporary) from error
         raw.keep_prepared(options.plans)
         return raw
 

@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from loopsafe_db._runtime.whole_steps import in_whole_steps
 from loopsafe_db.drivers.base import ConnectOptions, Driver, Plans
 from loopsafe_db.drivers.discovery import find_driver
 from loopsafe_db.drivers.session_state import touched_by_sql
@@ -29,6 +28,7 @@ from loopsafe_db.drivers.url import (
 )
 from loopsafe_db.engines.clauses import forget_long_clauses
 from loopsafe_db.engines.compiled_clause import Clauses
+from loopsafe_db.engines.connecting import connect
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.failing import named
@@ -174,15 +174,15 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
     password = pool.options.password
     credentials = None if password is None else Credentials(password, connecting)
 
-    async def connect(password: str) -> Any:
+    async def connect_with(password: str) -> Any:
         arguments = {**connecting.arguments, "password": password}
-        return await in_whole_steps(pool.driver.connect(replace(connecting, arguments=arguments)))
+        return await connect(pool.driver, replace(connecting, arguments=arguments))
 
     async def open_connection() -> Any:
         if credentials is None:
-            raw = await in_whole_steps(pool.driver.connect(connecting))
+            raw = await connect(pool.driver, connecting)
         else:
-            raw = await credentials.use(connect)
+            raw = await credentials.use(connect_with)
         pool.opened(raw)
         await _initialise(pool, raw, connecting)
         return raw

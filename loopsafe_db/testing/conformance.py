@@ -43,7 +43,7 @@ from loopsafe_db.errors import (
     QueryError,
     StatementTimeout,
 )
-from loopsafe_db.options import PoolLimits
+from loopsafe_db.options import PoolLimits, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -585,7 +585,8 @@ class DriverConformance:
     def test_a_server_that_is_not_there_is_named_so(self, database: Database) -> None:
         if database.url.host is None:
             pytest.skip("this database has no server")
-        wrong = Database(database.url.set(host="127.0.0.1", port=1))
+        url = database.url.set(host="127.0.0.1", port=1)
+        wrong = Database(url, timeouts=Timeouts(connect=0.5))
         with pytest.raises(ConnectError) as caught:
             asyncio.run(wrong.fetch_val("SELECT 1"))
         assert not isinstance(caught.value, AuthenticationError)

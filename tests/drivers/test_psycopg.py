@@ -466,7 +466,7 @@ async def test_who_is_refused_learns_why(either_url: sa.URL) -> None:
     assert type(await refused(either_url.set(password="hunter2"))) is AuthenticationError
     assert type(await refused(either_url.set(username="nobody"))) is AuthenticationError
     assert type(await refused(either_url.set(database="nothing"))) is AuthenticationError
-    assert type(await refused(either_url.set(port=1))) is ConnectError
+    assert type(await refused(either_url.set(port=1), connect=0.5)) is ConnectError
 
 
 async def test_a_server_that_does_not_answer_is_given_up(either_url: sa.URL) -> None:

@@ -147,4 +147,5 @@ def test_no_server_of_the_wanted_kind_is_a_connect_error(postgres_url: str) -> N
 
 
 def test_a_refused_connection_says_where_to(postgres_url: str) -> None:
-    assert "127.0.0.1:1/" in str(asked(Database(postgres_url).url.set(port=1)))
+    url = Database(postgres_url).url.set(port=1)
+    assert "127.0.0.1:1/" in str(asked(url.update_query_dict({"connect_timeout": "0.2"})))

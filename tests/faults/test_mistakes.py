@@ -260,7 +260,8 @@ def test_a_sqlite_file_that_cannot_be_opened_tells_why(tmp_path: Path, url: str,
     with pytest.raises(ConnectError) as caught:
         asyncio.run(db.fetch_val("SELECT 1"))
     assert cure.format(tmp_path) in str(caught.value)
-    assert "with SQLite, check the path" in str(caught.value)
+    assert "HINT: check the path, and who may read and write there" in str(caught.value)
+    assert "port" not in str(caught.value)
 
 
 def test_no_hint_leads_to_a_page_that_is_not_installed() -> None:

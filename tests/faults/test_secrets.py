@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 import loopsafe_db
-from loopsafe_db import Database, LoopsafeError, Token, configure, get_database
+from loopsafe_db import Database, LoopsafeError, Timeouts, Token, configure, get_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +141,11 @@ def failed(url: str, way: str) -> LoopsafeError:
         "token": lambda: Token(SECRET, 60.0),
         "coroutine": coroutine,
     }
-    database = Database(url.format(SECRET if way == "url" else ""), password=ways.get(way))
+    database = Database(
+        url.format(SECRET if way == "url" else ""),
+        password=ways.get(way),
+        timeouts=Timeouts(connect=0.5),  # what is refused is tried again for so long
+    )
     assert SECRET not in repr(database)
     return caught(lambda: asyncio.run(database.fetch_val("SELECT 1")))
 
