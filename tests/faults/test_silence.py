@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loopsafe_db.testing.conformance import EXIT_IN_A_COROUTINE
+
 if TYPE_CHECKING:
     from loopsafe_db import Database
 
@@ -23,7 +25,7 @@ WAKE_AT_THE_END = (
 )
 EXIT_IN_CHILD = (
     "async def main():\n    await db.fetch_val('SELECT 1')\n    pid = os.fork()\n"
-    "    if not pid: sys.exit(7)\n"
+    f"    if not pid: {EXIT_IN_A_COROUTINE}\n"
     "    code = await asyncio.to_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     "    assert code == 7, code\n    assert await db.fetch_val('SELECT 2') == 2\n"
 )
@@ -32,7 +34,7 @@ EXIT_AT_WORK = (
     "async def main():\n"
     "    await asyncio.gather(*(db.fetch_val('SELECT 1') for _ in range(3)))\n"
     "    tasks = [asyncio.create_task(db.fetch_val(slow)) for _ in range(5)]\n"
-    "    await asyncio.sleep(0)\n    pid = os.fork()\n    if not pid: sys.exit(7)\n"
+    f"    await asyncio.sleep(0)\n    pid = os.fork()\n    if not pid: {EXIT_IN_A_COROUTINE}\n"
     "    async with asyncio.timeout(10): assert await asyncio.gather(*tasks) == [5] * 5\n"
     "    code = await asyncio.to_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     "    assert code == 7, code\n"
