@@ -197,10 +197,11 @@ class PoolEntry(_ConnectionRecord):
     def is_forgotten(self) -> bool:
         """Whether it was lent for one call to a task that is done: an exception has struck between two lines of ours.
 
-        What SQLAlchemy or a block has may go from task to task.
+        What SQLAlchemy or a block has may go from task to task. Any thread may ask: meanwhile the task may give it back
+        and end, and another get it.
         """
         task = self.task
-        is_done = task is not None and task.done()
+        is_done = task is not None and task.done() and self.task is task
         return self.is_stuck or (is_done and not self.taken_at and self.fairy_ref is None)
 
     def rest(self) -> None:

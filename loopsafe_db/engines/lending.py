@@ -340,6 +340,10 @@ class Lending(Generic[E]):
         else:
             self._post(entry)
 
+    def free(self) -> None:
+        """Free the place of an entry that was taken back for good: nobody gets that again, not even if it is open."""
+        self._post(Slot.OPEN)
+
     def contended(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether another loop may soon need what is given back in `loop`."""
         if self._lines and self._is_awaited():

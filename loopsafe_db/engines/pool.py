@@ -459,9 +459,7 @@ class ConnectionPool:
         if entry.task is not None:
             self.bound.pop(entry.task, None)
         entry.terminate()
-        entry.rest()
-        entry.task = None
-        self.lending.give_back(entry)
+        self.lending.free()
         return holder
 
     def _tick(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
