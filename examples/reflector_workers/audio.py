@@ -42,6 +42,7 @@ class Extent:
         begins: When the first packet is due, by the file's own clock.
         gaps: Seconds between packets in which there is none.
         streams: How many audio streams there are. The first one is read.
+        broken: Why nothing after its end can be read, if there is more.
     """
 
     container: str
@@ -50,6 +51,7 @@ class Extent:
     begins: float
     gaps: float
     streams: int
+    broken: str | None
 
 
 class Recording:
@@ -63,6 +65,7 @@ class Recording:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damaged = 0
+        self._broken: str | None = None
 
     def measure(self) -> Extent:
         """Look at every packet without decoding it: a second or two for three hours.
@@ -79,6 +82,7 @@ class Recording:
                 begins=begins,
                 gaps=gaps,
                 streams=len(container.streams.audio),
+                broken=self._broken,
             )
         if extent.seconds <= 0:
             raise MeetingError(f"{self.path} has no audio in it. Remove it, or record it again")
@@ -111,8 +115,8 @@ class Recording:
     ) -> Iterator[Packet[AudioStream]]:
         try:
             yield from container.demux(stream)
-        except FFmpegError:  # a file that was cut off may end within a packet
-            self.damaged += 1
+        except FFmpegError as error:  # FFmpeg finds no way past this place
+            self._broken = error.strerror
 
     def _frames(self, packet: Packet[AudioStream]) -> list[AudioFrame]:
         try:

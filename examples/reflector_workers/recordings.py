@@ -133,6 +133,8 @@ def read_track(path: Path, entry: SidecarEntry = _NOTHING_SAID) -> TrackFile:
         f"starts at {starts_at:.2f} s: {who_says} so" if starts_at else None,
         shortfall(path, extent),
     ]
+    if extent.broken:
+        notes.append(f"cannot be read beyond {extent.seconds:.2f} s: {extent.broken}")
     if extent.gaps:
         notes.append(f"has no audio for {extent.gaps:.2f} s in between (muted, or lost): silence")
     if extent.streams > 1:

@@ -11,6 +11,7 @@ import random
 import tempfile
 import threading
 import time
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,11 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.workers.long_meeting", description=__doc__)
     parser.add_argument("--hours", type=float, default=3)
     parser.add_argument("--tracks", type=int, default=8)
+    parser.add_argument("--noise", action="store_true", help="rooms that are never quite silent")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="long-meeting-") as name:
         folder = Path(name) / "meeting"
         began = time.monotonic()
-        size = synthesise(folder, given.tracks, given.hours * 3600)
+        size = synthesise(folder, given.tracks, given.hours * 3600, noise=given.noise)
         print(
             f"{given.tracks} tracks, {size / MIB:.0f} MiB, made in {time.monotonic() - began:.0f} s"
         )
@@ -95,14 +97,16 @@ def summary(measured: Measured, hours: float, tracks: int) -> str:
     )
 
 
-def synthesise(folder: Path, tracks: int, seconds: float) -> int:
+def synthesise(folder: Path, tracks: int, seconds: float, *, noise: bool = False) -> int:
     """Write the tracks and their reference; their size in bytes."""
     folder.mkdir()
+    nothing = _noise() if noise else bytes(BLOCK * 2)
     turns = list(_schedule(tracks, seconds))
     for number in range(tracks):
         suffix, codec, rate, container = FORMATS[number % len(FORMATS)]
         own = [(start, piece) for start, speaker, piece in turns if speaker == f"speaker{number}"]
-        frames = _frames(own, seconds, gaps=suffix == "webm")
+        silence = None if suffix == "webm" and not noise else nothing
+        frames = _frames(own, seconds, silence)
         encode(folder / f"speaker{number}.{suffix}", codec, frames, rate=rate, container=container)
     size = sum(path.stat().st_size for path in folder.iterdir())
     spoken = [
@@ -181,25 +185,30 @@ def _pieces() -> list[list[Piece]]:
 
 
 def _frames(
-    turns: list[tuple[float, Piece]], seconds: float, *, gaps: bool
+    turns: list[tuple[float, Piece]], seconds: float, silence: bytes | None
 ) -> Iterator[av.AudioFrame]:
-    """The track: what is said at its time, and silence (or nothing at all) in between."""
+    """The track: what is said at its time, and silence or nothing at all in between."""
     now = 0
+    if silence is None:  # but a track begins with the meeting
+        yield _frame(0, bytes(2 * RATE))
     for start, piece in turns:
         due = round(start * RATE)
-        if not gaps or now == 0:  # a track begins with the meeting
-            yield from _silence(now, due if not gaps else min(due, RATE))
+        yield from _filled(now, due, silence)
         yield _frame(due, piece.samples)
         now = due + len(piece.samples) // 2
-    if not gaps:
-        yield from _silence(now, round(seconds * RATE))
+    yield from _filled(now, round(seconds * RATE), silence)
 
 
-def _silence(now: int, until: int) -> Iterator[av.AudioFrame]:
-    while now < until:
+def _filled(now: int, until: int, silence: bytes | None) -> Iterator[av.AudioFrame]:
+    while silence and now < until:
         length = min(BLOCK, until - now)
-        yield _frame(now, bytes(length * 2))
+        yield _frame(now, silence[: length * 2])
         now += length
+
+
+def _noise() -> bytes:
+    """Ten seconds of a quiet room, some 75 dB below the loudest."""
+    return array("h", random.Random(2).choices(range(-9, 10), k=BLOCK)).tobytes()
 
 
 def _frame(due: int, samples: bytes) -> av.AudioFrame:

@@ -222,6 +222,22 @@ def test_packets_that_cannot_be_decoded_are_counted(sample: Path, tmp_path: Path
     assert segments[-1].end == pytest.approx(BEGINS + LASTS, abs=0.15)
 
 
+def test_a_recording_that_ffmpeg_cannot_follow_to_its_end_says_so(
+    sample: Path, tmp_path: Path
+) -> None:
+    parts = [
+        encode(
+            tmp_path / f".{layout}", "libopus", frames_of(sample / "bob.wav", 4.5, 9.5),
+            layout=layout, container="ogg",
+        )
+        for layout in ("mono", "stereo")
+    ]  # fmt: skip
+    path = tmp_path / "bob.opus"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+
+    assert "cannot be read beyond 5.00 s: " in notes_of(path)
+
+
 def test_every_recording_that_cannot_be_read_is_named(write_wav: WriteWav, tmp_path: Path) -> None:
     write_wav("alice.wav")
     (tmp_path / "bob.flac").write_bytes(b"no audio" * 100)
