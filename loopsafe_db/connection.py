@@ -19,7 +19,7 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.failing import named, tell
 from loopsafe_db.engines.holders import caller, describe
-from loopsafe_db.engines.statement_timeout import TIMED
+from loopsafe_db.engines.statement_timeout import TIMED, commit_unknown, within
 from loopsafe_db.errors import (
     ForeignLoopError,
     ForeignTaskError,
@@ -339,6 +339,8 @@ class Connection:
             try:
                 await self._settled(self._commit(opened))
             except Exception as error:
+                if commits and isinstance(error, StatementTimeout):
+                    raise commit_unknown(error) from error
                 self.tell(error, commits=commits)
                 raise
 
@@ -372,7 +374,7 @@ class Connection:
         try:
             if opened.is_lost:
                 raise TransactionAborted
-            await opened.transaction.commit()
+            await self.in_time(opened.transaction.commit())
         except TransactionAborted as error:
             error.retryable = self._may_succeed_again(opened.failure)
             raise error from opened.failure
@@ -504,7 +506,8 @@ class Connection:
             )
         else:
             options = TransactionOptions()
-        opened = OpenTransaction(await self._settled(self._started(options)))
+        seconds = self._limit(None) or self._patience
+        opened = OpenTransaction(await self._settled(within(seconds, self._started(options))))
         self._transactions.append(opened)
         return opened
 
@@ -660,6 +663,10 @@ class Connection:
     def key(self) -> LoopKey:
         """The process and the loop that it was taken in."""
         return self._key
+
+    def in_time(self, operation: Awaitable[T]) -> Awaitable[T]:
+        """Await what the driver does without a limit of its own, for as long as a statement may take."""
+        return within(self._limit(None), operation)
 
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout

@@ -28,9 +28,11 @@ class Timeouts:
     """How long things may take, in seconds.
 
     Attributes:
-        connect: To open one connection; while the server refuses all that come, it is tried again for so long.
+        connect: To open one connection; while the server refuses all that come, it is tried again for so long. Twice
+            that until it has answered what has to be asked first.
         acquire: To wait for a free connection of the pool.
-        statement: For each statement that has no ``timeout=`` of its own; None is no limit.
+        statement: For each statement that has no ``timeout=`` of its own, each batch of a stream, and a COMMIT; None
+            is no limit, but for a BEGIN, which has `acquire` then.
     """
 
     connect: float = 10.0

@@ -104,7 +104,7 @@ class RowStream:
         """Fetch the rest, for whoever reads it, and end."""
         try:
             while self._cursor and not self.abandoned:
-                rows = await self._cursor.fetch(MANY)
+                rows = await self._connection.in_time(self._cursor.fetch(MANY))
                 if not rows:
                     break
                 self._here.append(rows)
@@ -122,7 +122,7 @@ class RowStream:
             async with asyncio.timeout(ENDING_TIMEOUT):
                 await cursor.close()
             if own is not None:
-                await own.commit()
+                await self._connection.in_time(own.commit())
         except BaseException:
             if own is not None:
                 await or_give_up(own.rollback, ENDING_TIMEOUT, self._connection.give_up)
@@ -158,10 +158,10 @@ class RowStream:
         self.within = connection.enclosing
         if not connection.in_transaction:  # a server-side cursor lives in one
             own = connection.driver_transaction(TransactionOptions(deferred=True))
-            await own.start()
+            await connection.in_time(own.start())
             self._own = own
         try:
-            self._cursor = await self._open_cursor(connection)
+            self._cursor = await connection.in_time(self._open_cursor(connection))
         except BaseException:
             await self._undo()
             raise
@@ -191,7 +191,7 @@ class RowStream:
         """Fetch the next rows, in the connection's turn."""
         assert self._cursor is not None
         try:
-            rows = await self._cursor.fetch(BATCH)
+            rows = await self._connection.in_time(self._cursor.fetch(BATCH))
         except BaseException:
             await self._undo()
             raise

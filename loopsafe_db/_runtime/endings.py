@@ -50,6 +50,8 @@ async def or_give_up(
     """
 
     async def work() -> None:
+        # First, and then it is cancelled: a driver would use that to stop politely, which takes as long again.
+        alarm = asyncio.get_running_loop().call_later(seconds, give_up)
         try:
             async with asyncio.timeout(seconds):
                 await operation()
@@ -57,6 +59,8 @@ async def or_give_up(
             give_up()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            alarm.cancel()
 
     await to_the_end(work(), seconds, give_up)
 

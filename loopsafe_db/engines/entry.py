@@ -16,7 +16,10 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.drivers.url import connect_timeout, describe_target
 from loopsafe_db.engines.holders import describe
+from loopsafe_db.engines.statement_timeout import call_within
+from loopsafe_db.errors import ConnectTimeout, StatementTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +138,7 @@ class PoolEntry(_ConnectionRecord):
         """Give SQLAlchemy's connection, opened and prepared by SQLAlchemy if need be."""
         task, known = asyncio.current_task(), False
         try:
-            connection = super().get_connection()
+            connection = super().get_connection() if self.is_open else self._open()
             known = True
         finally:
             self._lender.first.leave(task, known=known)
@@ -152,7 +155,7 @@ class PoolEntry(_ConnectionRecord):
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]
         """The driver's own connection, for SQLAlchemy's users: refused when it is back."""
-        if self.dbapi_connection is None or self.raw is not self._of_driver:  # it is being opened
+        if self.dbapi_connection is None or self.is_being_opened:
             return super().driver_connection
         return user_side(self._lender.driver, self.hand_out())
 
@@ -182,7 +185,7 @@ class PoolEntry(_ConnectionRecord):
             and in_greenlet()
             and self._lender.key.pid == os.getpid()
             and self.is_open
-            and self.raw is self._of_driver  # else it is being opened
+            and not self.is_being_opened
         ):
             proxy = self.fairy_ref
             stays = not isinstance(proxy and proxy(), Proxy)
@@ -227,10 +230,39 @@ class PoolEntry(_ConnectionRecord):
             self._lender.driver.terminate(self.raw)
             self._lender.counts.terminated += 1
 
+    def terminate_in_use(self) -> None:
+        """End its connection at once, which SQLAlchemy has: it gives its place back as always."""
+        proxy = self.fairy_ref
+        self.terminate()
+        self.fairy_ref = proxy
+
+    @property
+    def is_being_opened(self) -> bool:
+        """Whether SQLAlchemy has a new connection, and asks that what it can do."""
+        return self.raw is None or self.raw is not self._of_driver
+
     @property
     def holder(self) -> str:
         """Who has it, since when and where."""
         return describe(self.task, self.since, self.taken_at)
+
+    def _open(self) -> Any:
+        """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""
+        options = self._lender.options
+        seconds = 2 * connect_timeout(options)
+        alarm = asyncio.get_running_loop().call_later(seconds, self._end_opening)
+        try:
+            return call_within(seconds, super().get_connection)
+        except StatementTimeout as error:
+            target = describe_target(options.url)
+            raise ConnectTimeout(target, f"no answer within {seconds:g} s") from error
+        finally:
+            alarm.cancel()
+
+    def _end_opening(self) -> None:
+        if self.dbapi_connection is not None:
+            self._lender.driver.terminate(self._of_driver)
+            self.dbapi_connection = None
 
     @property
     def _of_driver(self) -> Any:

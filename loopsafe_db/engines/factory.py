@@ -35,9 +35,9 @@ from loopsafe_db.engines.failing import named
 from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
-from loopsafe_db.engines.returning import mark_doubt
+from loopsafe_db.engines.returning import end_in_time, mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
-from loopsafe_db.engines.statement_timeout import TIMED, limit_statements
+from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit_transactions
 from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
@@ -241,10 +241,13 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
         pin(engine, lambda: pool.pinned)
     else:
         mark_doubt(engine.sync_engine.dialect)
+        end_in_time(engine.sync_engine.dialect, pool.driver)
     event.listen(engine.sync_engine, "before_cursor_execute", _Touching(traits.dialect))
     event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
     if (limit := pool.options.timeouts.statement) is not None:
         limit_statements(engine.sync_engine, pool.options.url, limit)
+        if not pool.options.force_rollback:
+            limit_transactions(engine.sync_engine.dialect, limit)
     return engine
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db.drivers.base import ConnectionState
@@ -22,6 +23,7 @@ from loopsafe_db.failures import drivers_own
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
 
@@ -185,7 +187,7 @@ class Returning:
     def _is_answer(self, entry: PoolEntry, error: BaseException) -> bool:
         error = drivers_own(error)
         if isinstance(error, LoopsafeError):  # ours: before anything was sent
-            return not isinstance(error, TimeoutError)
+            return not isinstance(error, (TimeoutError, ConnectionError))
         return isinstance(error, Exception) and self._driver.is_answer(entry.raw, error)
 
 
@@ -196,6 +198,32 @@ def mark_doubt(dialect: Any) -> None:
     for name in ("do_begin", "do_rollback"):
         setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_proxy))
     dialect.do_commit = _marking(_noting_commit(dialect.do_commit), _entry_of_proxy)
+
+
+def end_in_time(dialect: Any, driver: Driver) -> None:
+    """Have an engine's rollback take 2 s at most: then the connection is ended, and the server rolls back."""
+    do_rollback = dialect.do_rollback
+
+    def call(proxy: Any) -> None:
+        entry = _entry_of_proxy(proxy)
+        if (
+            entry is None
+            or entry.is_being_opened
+            or not in_greenlet()
+            or driver.state(entry.raw) is _IDLE
+        ):
+            do_rollback(proxy)
+            return
+        alarm = asyncio.get_running_loop().call_later(ENDING_TIMEOUT, entry.terminate_in_use)
+        try:
+            do_rollback(proxy)
+        except Exception:
+            if entry.is_open:
+                raise
+        finally:
+            alarm.cancel()
+
+    dialect.do_rollback = call
 
 
 def _marking(

@@ -1,24 +1,92 @@
-"""The statement timeout of what SQLAlchemy executes on a handle's engine: for sessions, and for libraries."""
+"""The statement timeout of what no driver limits: BEGIN and COMMIT, streams, and what SQLAlchemy executes."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db.engines.holders import caller
-from loopsafe_db.errors import StatementTimeout
+from loopsafe_db.errors import CommitUnknown, StatementTimeout
 from loopsafe_db.queries import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from sqlalchemy import URL, Engine
     from sqlalchemy.engine import ExceptionContext
 
+T = TypeVar("T")
 TIMED: Mapping[str, Any] = {"loopsafe_timed": True}  # execution options: the caller has a timeout
+
+
+async def within(seconds: float | None, operation: Awaitable[T]) -> T:
+    """Await what the server is to do in `seconds`; None is no limit.
+
+    Raises:
+        StatementTimeout: It has not.
+    """
+    if seconds is None:
+        return await operation
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await operation
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise StatementTimeout(seconds) from error
+
+
+def call_within(seconds: float, do: Callable[[], T]) -> T:
+    """Call what awaits, in SQLAlchemy's greenlet, and is to end in `seconds`.
+
+    Raises:
+        StatementTimeout: It has not.
+    """
+    limit = asyncio.timeout(seconds)
+    await_only(limit.__aenter__())
+    try:
+        result = do()
+    except BaseException as error:
+        try:
+            await_only(limit.__aexit__(type(error), error, None))
+        except TimeoutError:
+            raise StatementTimeout(seconds) from error
+        raise
+    await_only(limit.__aexit__(None, None, None))
+    return result
+
+
+def limit_transactions(dialect: Any, seconds: float) -> None:
+    """Have an engine's BEGIN fail with `StatementTimeout` after `seconds`, and a COMMIT with `CommitUnknown`."""
+    do_commit = _limited(dialect.do_commit, seconds)
+
+    def commit(proxy: Any) -> None:
+        try:
+            do_commit(proxy)
+        except StatementTimeout as error:
+            raise commit_unknown(error) from error
+
+    dialect.do_begin, dialect.do_commit = _limited(dialect.do_begin, seconds), commit
+
+
+def commit_unknown(error: StatementTimeout) -> CommitUnknown:
+    """Give what it means where it was a COMMIT that took too long."""
+    return CommitUnknown(f"no answer to COMMIT within {error.timeout:g} s")
+
+
+def _limited(do: Callable[[Any], None], seconds: float) -> Callable[[Any], None]:
+    def call(proxy: Any) -> None:
+        if in_greenlet():
+            call_within(seconds, lambda: do(proxy))
+        else:
+            do(proxy)
+
+    return call
 
 
 def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
