@@ -46,6 +46,26 @@ connection = redis.Redis.from_url(os.environ["REDIS_URL"])
 for id in open("ids").read().split():
     print(Job.fetch(id, connection=connection).return_value())
 """
+CELERY = """
+broker_url = "filesystem://"
+broker_transport_options = {name: "queue" for name in ("data_folder_in", "data_folder_out", "control_folder")}
+result_backend = "file://results"
+"""
+RUN_CELERY = """
+import subprocess, sys
+from jobs import square
+
+results = [square.delay(number) for number in range(5)]
+options = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"]
+worker = subprocess.Popen(
+    [sys.executable, "-m", "celery", "-A", "jobs", "worker", "-c", "2", "-P", sys.argv[1], *options],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+)
+print(*(result.get(timeout=60) for result in results))
+worker.terminate()
+assert worker.wait(60) == 0
+"""
 # As the command `dramatiq` does it in each of its processes, but until there is nothing left to do.
 DRAMATIQ = """
 import dramatiq, jobs
@@ -86,6 +106,7 @@ class Program:
         self._folder, self._database = folder, Database(url)
         self._environment = {
             **os.environ,
+            "LOOPSAFE_DB_SCOPE": "auto",  # warm connections, whatever this run is about
             "LOOPSAFE_DB_URL": url,
             "REDIS_URL": redis_url,
             "PYTHONPATH": f"{folder}:{ROOT}",
@@ -134,6 +155,21 @@ def test_rq_opens_a_connection_for_each_fork_and_one_without(
 
     assert program.squares == DONE
     assert len({*program.run("-c", RESULTS_RQ).split()}) == connections
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_celery_keeps_connections_warm_in_forks_and_threads(
+    pool: str, tmp_path: Path, postgres_url: str
+) -> None:
+    program = Program(tmp_path, "celery", "", postgres_url)
+    (tmp_path / "celeryconfig.py").write_text(CELERY, encoding="utf-8")
+    for folder in ("queue", "results"):
+        (tmp_path / folder).mkdir()
+
+    used = program.run("-c", RUN_CELERY, pool).split()
+
+    assert program.squares == DONE
+    assert (len(used), len({*used}) <= 2) == (5, True)
 
 
 def test_dramatiq_has_threads_and_a_loop_share_the_handle(

@@ -22,8 +22,11 @@ print(generate_latest().decode())
 """
 
 
-def test_prometheus_reads_the_figures_of_the_handle(postgres_url: str, tmp_path: Path) -> None:
+def test_prometheus_reads_the_figures_of_the_handle(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("prometheus_client")
+    monkeypatch.setenv("LOOPSAFE_DB_SCOPE", "auto")  # what is reused is warm
 
     done = run_script(code_of("monitoring", "python prometheus") + SCRAPE, tmp_path, postgres_url)
 
