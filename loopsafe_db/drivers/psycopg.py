@@ -787,13 +787,22 @@ async def _execute(
     row_factory: Any = None,
 ) -> RecordCursor:
     cursor = RecordCursor(raw, row_factory)
-    async with _bounded(timeout):
-        try:
-            await cursor.execute(sql, args or None)
-        except _STALE as error:
-            await _prepare_anew(raw, error)
-            await cursor.execute(sql, args or None)
+    if timeout is None:  # each query would pay for a limit that there is not
+        await _send(raw, cursor, sql, args)
+    else:
+        async with _bounded(timeout):
+            await _send(raw, cursor, sql, args)
     return cursor
+
+
+async def _send(
+    raw: GuardedConnection, cursor: RecordCursor, sql: str, args: Sequence[Any]
+) -> None:
+    try:
+        await cursor.execute(sql, args or None)
+    except _STALE as error:
+        await _prepare_anew(raw, error)
+        await cursor.execute(sql, args or None)
 
 
 async def _execute_many(
