@@ -60,6 +60,7 @@ STRANGER_DELAY = (
     0.01  # seconds between two looks at a transaction of a task of perhaps another loop
 )
 
+_PLAIN = TransactionOptions()  # made once: each block would pay for it
 
 # Without it, SQLAlchemy keeps the rows affected by an UPDATE or DELETE only.
 _COUNTED = {**TIMED, "preserve_rowcount": True}
@@ -132,7 +133,7 @@ class Connection:
         self._sharers: set[asyncio.Task[Any]] = set()
         self._guests: list[asyncio.Task[Any]] = []  # others that are inside of its block
         self._transactions: list[OpenTransaction] = []
-        self._outermost = TransactionOptions()
+        self._outermost = _PLAIN
         self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
         self.streams: list[RowStream] = []  # those that have something open here
 
@@ -403,7 +404,8 @@ class Connection:
             await or_give_up(roll_back, seconds, self.give_up)
 
     async def _check_out(self, place: str) -> None:
-        self._begin_anew()
+        if self._owner is not None:  # it was entered before
+            self._begin_anew()
         self._owner, self._key, self._taken_at = current_task(), current_key(), place
         entry = await self._pool.acquire()
         self._entry, self._raw = entry, entry.raw
@@ -500,12 +502,12 @@ class Connection:
         """Begin, in this task's turn."""
         if not self._transactions:
             self._outermost = options
-        elif options not in (TransactionOptions(), self._outermost):
+        elif options not in (_PLAIN, self._outermost):
             raise TransactionError(
                 "isolation, readonly and deferrable belong to the outermost transaction"
             )
         else:
-            options = TransactionOptions()
+            options = _PLAIN
         seconds = self._limit(None) or self._patience
         opened = OpenTransaction(await self._settled(within(seconds, self._started(options))))
         self._transactions.append(opened)

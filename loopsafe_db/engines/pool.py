@@ -217,10 +217,9 @@ class ConnectionPool:
             AcquireTimeout: None came free in ``timeouts.acquire`` seconds.
             ConnectError: A new one could not be opened.
         """
-        loop = self._running_loop()
-        entry = self._entry(self.lending.take(loop)) or await self.take_later()
+        entry = self.take_now() or await self.take_later()
         try:
-            if self._looks_first or not entry.lend(loop):
+            if self._looks_first or not entry.lend(asyncio.get_running_loop()):
                 await greenlet_spawn(entry.get_connection)
         except BaseException as error:
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
