@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-_LIBRARIES = (
-    *(
-        os.path.dirname(path) + os.sep
-        for path in (os.path.dirname(__file__), asyncio.__file__, sqlalchemy.__file__)
-    ),
-    "<sqlalchemy generated",
+_LIBRARIES = tuple(
+    os.path.dirname(path) + os.sep
+    for path in (os.path.dirname(__file__), asyncio.__file__, sqlalchemy.__file__)
 )
 _drivers: tuple[str, ...] = ()  # the folders of their packages
 
@@ -49,7 +46,7 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
 def caller() -> str:
     """Name the file and line outside this library that called it."""
     for frame in _frames():
-        if not _is_inside(frame.f_code.co_filename):
+        if not _is_inside(frame):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return "an unknown place"
 
@@ -74,11 +71,17 @@ def waits_at(task: asyncio.Task[Any] | None) -> str:
     found = ""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None)
-        if frame is not None and not _is_inside(frame.f_code.co_filename):
+        if frame is not None and not _is_inside(frame):
             found = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         coroutine = getattr(coroutine, "cr_await", None)
     return found
 
 
-def _is_inside(filename: str) -> bool:
-    return filename.startswith((*_LIBRARIES, *_drivers)) or filename.endswith("contextlib.py")
+def _is_inside(frame: FrameType) -> bool:
+    """Tell whether a line is of a library; what SQLAlchemy makes at run time has its module, but no file."""
+    filename = frame.f_code.co_filename
+    return (
+        filename.startswith((*_LIBRARIES, *_drivers))
+        or filename.endswith("contextlib.py")
+        or str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
+    )
