@@ -290,13 +290,17 @@ class PinnedConnection(Connection):
 
     async def _respect_marks(self) -> None:
         """Go back to marks that are over, and set those that are new; not in the middle of a transaction."""
-        while self._marks and self._marks[-1].is_over:
-            savepoint = self._marks.pop().savepoint
-            if savepoint is not None:
-                await self._make_way(*self._transactions)  # cursors go with it
-                self._guard = None
-                await self._undo(savepoint)
-                await self._forget_transactions()
+        # A block that began since the last operation has no savepoint yet, and is not in the way of the one before it.
+        begun = [(mark, mark.savepoint) for mark in self._marks if mark.savepoint is not None]
+        while begun and begun[-1][0].is_over:
+            over, savepoint = begun.pop()
+            self._marks.remove(over)
+            await self._make_way(*self._transactions)  # cursors go with it
+            self._guard = None
+            await self._undo(savepoint)
+            await self._forget_transactions()
+        for mark in [one for one in self._marks if one.is_over and one.savepoint is None]:
+            self._marks.remove(mark)
         for mark in self._marks:
             if mark.savepoint is None and not self._transactions:
                 self._guard = None  # it is released before the mark is, or never

@@ -52,6 +52,19 @@ def test_each_block_begins_with_what_was_there_before_on_the_same_connection(
     assert opened == [1, 1, 1]
 
 
+def test_a_block_inside_is_undone_though_the_next_one_begins_at_once(
+    database: Database, rolled_back: RolledBack
+) -> None:
+    with rolled_back:
+        asyncio.run(database.execute(INSERT, {"id": 1}))
+        for _ in range(3):
+            with database.force_rollback():
+                asyncio.run(database.execute(INSERT, {"id": 2}))
+                assert asyncio.run(database.fetch_val(COUNT)) == 2
+        with database.force_rollback(), database.force_rollback():
+            assert asyncio.run(database.fetch_val(COUNT)) == 1
+
+
 def test_a_block_that_is_cancelled_leaves_nothing_to_the_next(
     database: Database, rolled_back: RolledBack
 ) -> None:
