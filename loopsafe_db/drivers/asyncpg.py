@@ -43,6 +43,7 @@ from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
     ConnectTimeout,
+    InvalidURLError,
     StatementTimeout,
     TransactionAborted,
 )
@@ -51,7 +52,7 @@ from loopsafe_db.records import Record
 from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db.options import DatabaseOptions
@@ -105,6 +106,7 @@ _STALE = (*_LOST, asyncpg.InternalServerError)
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 _IDLE = ConnectionState.IDLE
+_UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
 _SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
 # What asyncpg tells its users of a connection.
 _CALLBACKS = ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers")
@@ -444,14 +446,15 @@ class OpeningLoop(AnyLoop):
     asyncpg would wait for the server's farewell, in a loop that may end first.
     """
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    def __init__(self, root: str, tcp: Mapping[str, int]) -> None:
+        self._root, self._tcp = root, tcp
         self._opened: list[Any] = []
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         """Connect to the first address of a host that answers."""
         opened = await super().create_connection(*args, **options)
         self._opened.append(opened[0])
+        libpq.set_tcp(opened[0].get_extra_info("socket"), self._tcp)
         return opened
 
     def call_soon(self, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
@@ -544,6 +547,7 @@ class AsyncpgDriver:
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
         url, query = options.url, libpq.postgresql_query(options, libpq.NAMES)
+        _refuse(query)
         hosts, ports = libpq.places(url, query)
         settings = {name: query[name] for name in ("application_name", "options") if name in query}
         size = libpq.statement_cache_size(options)
@@ -557,6 +561,8 @@ class AsyncpgDriver:
             "target_session_attrs": query.get("target_session_attrs"),
             "server_settings": settings,
             "files": {name: query[name] for name in libpq.SSL_FILES if name in query},
+            "passfile": query.get("passfile"),
+            "tcp": libpq.tcp_settings(options),
             "prepares": libpq.prepares(options),
             **({"statement_cache_size": size} if size else {}),
         }
@@ -757,7 +763,24 @@ class AsyncpgDriver:
         return () if raw.guarded_transport is None else (raw.guarded_transport.socket_id,)
 
 
-def _keywords(files: dict[str, str], prepares: bool, **given: Any) -> dict[str, Any]:  # noqa: FBT001
+def _refuse(query: Mapping[str, str]) -> None:
+    """Refuse what asyncpg cannot do, where it is more than a wish.
+
+    Raises:
+        InvalidURLError: It is.
+    """
+    if query.get("channel_binding") == "require":
+        raise InvalidURLError(
+            "channel_binding=require: asyncpg has none; use prefer, or postgresql+psycopg"
+        )
+    encoding = query.get("client_encoding", "utf8")
+    if encoding.lower().replace("-", "") not in _UTF8:
+        raise InvalidURLError(f"client_encoding must be utf8 with asyncpg, not {encoding!r}")
+
+
+def _keywords(
+    files: dict[str, str], tcp: dict[str, int], *, prepares: bool, **given: Any
+) -> dict[str, Any]:
     """Give asyncpg's arguments. The files are looked at now: they come and go."""
     own = isinstance(given["ssl"], ssl.SSLContext)  # of the user's, who has said everything by it
     files = {} if own else libpq.tls_files(files, given["ssl"])
@@ -774,7 +797,7 @@ def _keywords(files: dict[str, str], prepares: bool, **given: Any) -> dict[str, 
         given["statement_cache_size"] = 0
     return {
         **given,
-        "loop": OpeningLoop(root),
+        "loop": OpeningLoop(root, tcp),
         "connection_class": GuardedConnection if prepares else UnpreparedConnection,
     }
 

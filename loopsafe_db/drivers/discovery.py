@@ -34,6 +34,7 @@ _KNOWN = {
     "psycopg": _Known("postgresql", "loopsafe_db.drivers.psycopg", "psycopg", "psycopg"),
     "aiosqlite": _Known("sqlite", "loopsafe_db.drivers.aiosqlite", "aiosqlite", "sqlite"),
 }
+_ALIASES = {"psycopg_async": "psycopg"}  # how SQLAlchemy calls its async dialect
 _DEFAULTS = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
 _GENERIC_DEFAULTS = {"mysql": "aiomysql", "mariadb": "aiomysql"}
 _METHODS = tuple(name for name in vars(Driver) if not name.startswith("_") and name != "traits")
@@ -87,7 +88,7 @@ def find_driver(drivername: str) -> Driver:
 
 def _find_ours(drivername: str) -> _Known | None:
     dialect, _, name = drivername.partition("+")
-    known = _KNOWN.get(name or _DEFAULTS.get(dialect, ""))
+    known = _KNOWN.get(_ALIASES.get(name, name) or _DEFAULTS.get(dialect, ""))
     return known if known is not None and known.dialect == dialect else None
 
 

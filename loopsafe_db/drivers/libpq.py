@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import socket
 import stat
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,22 @@ _VALUES = {  # the libpq names that take one of a few words
         "prefer-standby",
     ),
     "gssencmode": ("disable", "prefer", "require"),
+    "channel_binding": ("disable", "prefer", "require"),
+}
+# Of a connection over TCP: what is set where the URL says nothing; None is the system's own. So what a firewall has
+# forgotten is noticed after two minutes, where Linux would send nothing for two hours.
+_TCP: dict[str, int | None] = {
+    "keepalives": 1,
+    "keepalives_idle": 60,
+    "keepalives_interval": 15,
+    "keepalives_count": 4,
+    "tcp_user_timeout": None,
+}
+_SOCKET_OPTIONS = {
+    "keepalives_idle": "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
 }
 _ISOLATION = {
     "serializable": "SERIALIZABLE",
@@ -79,7 +96,13 @@ NAMES = (
     "port",
     "options",
     "target_session_attrs",
+    "channel_binding",
+    "client_encoding",
+    "passfile",
+    *_TCP,
 )
+# What asyncpg cannot do.
+LIBPQ_ALONE = ("gssencmode", "load_balance_hosts")
 _APPLICATION = "loopsafe_db {process} {pid}"
 _NAME_BYTES = 63  # PostgreSQL cuts the rest off
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -128,6 +151,26 @@ def postgresql_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[s
         query.pop(name, None)
     settings = _session_options(options, query.pop("options", ""))
     return {**query, **settings, "application_name": _name(options, query.get("application_name"))}
+
+
+def tcp_settings(options: DatabaseOptions) -> dict[str, int]:
+    """Give what the URL says of a connection over TCP, by libpq's names, and what holds where it says nothing.
+
+    Raises:
+        InvalidURLError: A number cannot be.
+    """
+    settings = {name: options.number(name, WHOLE, default) for name, default in _TCP.items()}
+    return {name: number for name, number in settings.items() if number is not None}
+
+
+def set_tcp(sock: Any, settings: Mapping[str, int]) -> None:
+    """Do to a socket what libpq does; 0 is the system's own, as there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings["keepalives"] != 0))
+    for name, option in _SOCKET_OPTIONS.items():
+        number = settings.get(name, 0)
+        wanted = settings["keepalives"] or name == "tcp_user_timeout"
+        if number and wanted and hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), number)
 
 
 def reset_query(touched: int) -> str | None:

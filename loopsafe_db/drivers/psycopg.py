@@ -527,14 +527,15 @@ class PsycopgDriver:
                 "ssl: libpq, and so psycopg, takes no SSLContext; name the file of the authorities by "
                 "sslrootcert in the URL, and the client's by sslcert and sslkey"
             )
-        # asyncpg has no GSS encryption
-        url, query = options.url, libpq.postgresql_query(options, (*libpq.NAMES, "gssencmode"))
+        names = (*libpq.NAMES, *libpq.LIBPQ_ALONE)
+        url, query = options.url, libpq.postgresql_query(options, names)
         hosts, ports = libpq.places(url, query)
         query.pop("connect_timeout", None)  # the driver's own, a fraction of a second included
         if sys.platform == "darwin":  # GSS there is not safe after a fork
             query.setdefault("gssencmode", "disable")
         return {
             **query,
+            **libpq.tcp_settings(options),
             "host": ",".join(hosts) or None,
             "port": ",".join(map(str, ports)) or None,
             "user": url.username,
