@@ -2,7 +2,7 @@
 
 There is none while a loop can do it by a timer, none before a loop has ended, and none during a fork: it is parked
 first, so that a child finds no lock that nobody will open, and Python 3.12 has nothing to warn of. The parent starts
-another afterwards.
+another afterwards, as soon as it may.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class Reaper:
         finally:
             self._starting.release()
 
+    def go_on(self) -> None:
+        """See to it that the thread runs if a fork has parked it."""
+        if self._parked.is_set():
+            self.wake()
+
     def park(self) -> None:
         """End the thread; the next `wake` starts another."""
         self._parked.set()
@@ -82,9 +87,14 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    """Go on in the parent, which may never use a connection again."""
+    """Go on in the parent, which may never use a connection again.
+
+    CPython 3.12 and later count the threads after their hooks: their parents go on with the next use, or `stats()`.
+    """
     while _parked:
-        _parked.pop().wake()
+        reaper = _parked.pop()
+        if sys.version_info < (3, 12):
+            reaper.wake()
 
 
 if hasattr(os, "register_at_fork"):

@@ -315,6 +315,7 @@ class ConnectionPool:
 
     def stats(self) -> PoolStats:
         """Give the figures of now."""
+        self._reaper.go_on()
         self._sweep()
         stats = PoolStats()
         stats.add(self.counts)

@@ -78,6 +78,7 @@ FORK_WARM = (
     "assert ('loopsafe_db reaper' in names()) is warm\n"
     "if not os.fork(): os._exit(0)\n"
     "assert 'MainThread' in seen and 'loopsafe_db reaper' not in seen, seen\n"
+    "if sys.version_info >= (3, 12): db.stats()  # it counts threads after its hooks\n"
     "assert ('loopsafe_db reaper' in names()) is warm"
 )
 OPEN_TRANSACTION = (
@@ -131,8 +132,8 @@ def test_a_connection_that_was_never_given_back_is_a_resource_warning(database: 
     code, lines = run(database, OPEN_TRANSACTION)
 
     assert code == 0
-    assert lines[-1].startswith("ResourceWarning: a connection was not given back")
-    assert lines[-1].endswith("<string>:7")  # where it was taken
+    (told,) = (line for line in lines if "ResourceWarning: a connection was not given back" in line)
+    assert told.endswith("<string>:7")  # where it was taken
 
 
 def test_a_connection_is_given_back_though_the_end_of_the_loop_interrupts_it(
@@ -153,10 +154,16 @@ def test_what_the_interpreter_collects_at_its_very_end_starts_no_thread() -> Non
 
 
 def run(database: Database, script: str, first: str = "") -> tuple[int, list[str]]:
-    """Run a script with every warning on; give its exit code, and what it wrote to stderr."""
+    """Run a script with every warning on; give its exit code, and what it wrote to stderr.
+
+    No warning is an error: CPython 3.12 and later swallow what they say of a fork beside threads then.
+    """
     url = database.url.render_as_string(hide_password=False)
+    warnings = ["-W", "always"]
+    if database.url.dialect == "sqlite":  # a thread for each connection is aiosqlite's way
+        warnings += ["-W", "ignore:This process:DeprecationWarning"]
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", first + START + script],
+        [sys.executable, "-X", "dev", *warnings, "-c", first + START + script],
         env={**os.environ, "LOOPSAFE_DB_URL": url},
         capture_output=True,
         text=True,
