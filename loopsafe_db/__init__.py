@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 try:
     from loopsafe_db._runtime.keys import LoopKey
-except ImportError as error:
-    if "subinterpreter" not in str(error):
+except ImportError as _error:
+    if "subinterpreter" not in str(_error):
         raise
     raise ImportError(
-        f"loopsafe_db cannot be imported in a subinterpreter, for SQLAlchemy cannot: {error}\n"
+        f"loopsafe_db cannot be imported in a subinterpreter, for SQLAlchemy cannot: {_error}\n"
         "HINT: use threads or processes, which one handle serves; asyncpg alone works in one"
-    ) from error
+    ) from _error
 from loopsafe_db.connection import Connection
 from loopsafe_db.database import Database
 from loopsafe_db.default import configure, get_database

@@ -446,7 +446,7 @@ class AcquireTimeout(PoolError, TimeoutError):
         self, waited: float, size: int, holders: Sequence[str] = (), *, is_own: bool = False
     ) -> None:
         self.waited, self.size, self.holders, self.is_own = waited, size, tuple(holders), is_own
-        self.retryable = not is_own
+        self.retryable: bool = not is_own
         lines = [f"no connection came free in {waited:g} s; all {size} are in use"]
         own = (
             ["the task that waits holds one itself: use that, or release it before"]

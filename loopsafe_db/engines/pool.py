@@ -136,7 +136,7 @@ class ConnectionPool:
             sweep=self._sweep,
         )
         self.returning: Returning = Returning(self)
-        self.first = FirstConnection()
+        self.first: FirstConnection = FirstConnection()
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")

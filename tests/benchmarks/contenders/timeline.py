@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from loopsafe_db import Database
+from loopsafe_db.drivers import asyncpg as driver
 from tests.benchmarks.harness import NAMED, NUMBERED, Child, Outcome
 from tests.benchmarks.timeline import ALL_STEPS, Step
 
@@ -27,8 +28,8 @@ class Clock:
         self.times.append(perf_counter())
 
     def watch_driver(self) -> None:
-        """Tick before and after each of asyncpg's queries, from now on: fetch() and its like all come by here."""
-        asyncpg.Connection._execute = self._watched(asyncpg.Connection._execute)  # noqa: SLF001
+        """Tick before and after each of asyncpg's queries, from now on: all come by here."""
+        driver._run = self._watched(driver._run)  # noqa: SLF001
 
     def _watched(self, call: Callable[..., Awaitable[Any]]) -> Any:
         async def watched(*args: Any, **kwargs: Any) -> Any:
