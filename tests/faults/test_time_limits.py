@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14),
+    reason="struck in the end of its loop, asyncio.run() leaves the thread with a running one there",
+)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_time_limit_costs_one_job_and_what_was_reported_done_is_there_once(
     database: Database, seed: int

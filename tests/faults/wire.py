@@ -72,6 +72,8 @@ class Wire:
                 near = self._listener.accept()[0]
                 self.connections += 1
                 far = socket.create_connection((self._url.host or "", self._url.port or 5432))
+                for sock in (near, far):  # as both ends have it: nothing is kept back for the next
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._open += near, far
                 silent = threading.Event()
                 threading.Thread(target=self._send, args=(near, far, silent), daemon=True).start()
