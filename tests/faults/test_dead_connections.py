@@ -61,6 +61,8 @@ WAYS = [by_text, by_clause, in_a_block, in_a_transaction, in_a_session, on_the_e
 @pytest.fixture(params=["asyncpg", "psycopg", "mariadb"])
 def url(request: pytest.FixtureRequest) -> sa.URL:
     if request.param == "mariadb":
+        if SCOPE == "process":
+            pytest.skip("connections of aiomysql belong to one loop")
         return sa.make_url(request.getfixturevalue("mariadb_url"))
     url = sa.make_url(request.getfixturevalue("postgres_url"))
     return url.set(drivername=f"postgresql+{request.param}")
