@@ -77,24 +77,21 @@ class Reaper:
 
 _running: set[Reaper] = set()
 _parked: list[Reaper] = []  # for the length of a fork
+# CPython 3.12 and later count the threads after their hooks: their parents go on with the next use, or `stats()`.
+_GOES_ON = sys.version_info < (3, 12)
 
 
 def _before_fork() -> None:
     for reaper in list(_running):
-        if reaper.is_running:
+        if _GOES_ON and reaper.is_running:
             _parked.append(reaper)
         reaper.park()
 
 
 def _after_fork() -> None:
-    """Go on in the parent, which may never use a connection again.
-
-    CPython 3.12 and later count the threads after their hooks: their parents go on with the next use, or `stats()`.
-    """
+    """Go on in the parent, which may never use a connection again."""
     while _parked:
-        reaper = _parked.pop()
-        if sys.version_info < (3, 12):
-            reaper.wake()
+        _parked.pop().wake()
 
 
 if hasattr(os, "register_at_fork"):
