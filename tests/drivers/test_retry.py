@@ -18,6 +18,7 @@ from loopsafe_db.errors import (
     SerializationFailure,
     TransactionError,
 )
+from tests.faults.test_failures import run_clause, run_session, run_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -132,19 +133,6 @@ async def test_what_is_no_number_of_attempts_is_refused(database: Database, wron
         database.transactional(isolation="strict")
 
 
-async def by_text(database: Database, query: str) -> None:
-    await database.execute(query)
-
-
-async def by_clause(database: Database, query: str) -> None:
-    await database.execute(sa.text(query))
-
-
-async def by_session(database: Database, query: str) -> None:
-    async with database.session.begin() as session:
-        await session.execute(sa.text(query))
-
-
 async def count_in_turn(database: Database, add: Any) -> int:
     """Have two transactions wait for each other; give how often they were run."""
     await database.execute("DROP TABLE IF EXISTS counters")
@@ -168,12 +156,12 @@ async def count_in_turn(database: Database, add: Any) -> int:
     return calls[0]
 
 
-@pytest.mark.parametrize("add", [by_text, by_clause, by_session])
+@pytest.mark.parametrize("add", [run_text, run_clause, run_session])
 async def test_both_sides_of_a_deadlock_are_stored_in_the_end(postgres: Database, add: Any) -> None:
     assert await count_in_turn(postgres, add) == 3
 
 
-@pytest.mark.parametrize("add", [by_text, by_clause])
+@pytest.mark.parametrize("add", [run_text, run_clause])
 async def test_so_they_are_in_mariadb(mariadb_url: str, add: Any) -> None:
     async with Database(mariadb_url) as database:
         assert await count_in_turn(database, add) == 3
@@ -211,7 +199,7 @@ async def test_what_cannot_be_put_in_a_line_is_run_again(postgres: Database) -> 
     assert calls == [3]
 
 
-@pytest.mark.parametrize("ask", [by_text, by_session])
+@pytest.mark.parametrize("ask", [run_text, run_session])
 async def test_a_connection_that_is_lost_before_its_commit_costs_an_attempt(
     postgres: Database, witness: Database, ask: Any
 ) -> None:
