@@ -9,18 +9,82 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from loopsafe_db._runtime.registry import Resource, process_state
-from loopsafe_db.engines.factory import connect_options, make_pool
-from loopsafe_db.engines.listeners import hand_on
+from loopsafe_db.engines.factory import connect_options, make_engine, make_pool
+from loopsafe_db.engines.listeners import hand_on, unlock
 from loopsafe_db.engines.stats import PoolStats
 from loopsafe_db.pinned import PinnedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from loopsafe_db.database import Database
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.options import DatabaseOptions
+
+
+class ProcessPools:
+    """The pools of one configuration, one in each process, and SQLAlchemy's engine, which uses that of its process.
+
+    Who has only the engine has these, and not the configuration, which ends its connections when nobody has it.
+
+    Attributes:
+        options: URL and options.
+        before: What a handle used before; then what listens to the engine of that listens to this one, too.
+        engine: Made with the first pool; what is forked later has it, too.
+        pool: Of the process that it was used in last; `find` knows whether that is this one.
+    """
+
+    __slots__ = ("before", "engine", "options", "pool")
+    options: DatabaseOptions
+    before: ProcessPools | None
+    engine: AsyncEngine | None
+    pool: ConnectionPool | None
+
+    def __init__(self, options: DatabaseOptions) -> None:
+        self.options = options
+        self.before = self.engine = self.pool = None
+
+    def find(self) -> ConnectionPool:
+        """Give the pool of this process, made at the first call."""
+        pool = self.pool
+        if pool is None or pool.key.pid != os.getpid():
+            pool = self.pool = process_state().get(self, self._make)
+        return pool
+
+    def stats(self) -> PoolStats:
+        """Give the figures of the pool of this process, if there is one."""
+        found = process_state().resources.get(self)
+        return PoolStats() if found is None else found.value.stats()
+
+    def retire(self) -> None:
+        """End the pool of this process: what is idle now, the other connections when they come back."""
+        resources = process_state().resources
+        found = resources.get(self)
+        if found is not None and found.value.retire():
+            resources.pop(self, None)
+
+    def _make(self) -> Resource:
+        self.engine = engine = self._find_engine()
+        pool = make_pool(self.options, engine)
+        if self.options.force_rollback:
+            pool.pin(PinnedConnection(pool))
+        return Resource(pool, pool.close, pool.terminate, pool.sockets)
+
+    def _find_engine(self) -> AsyncEngine:
+        """Give the engine; a new one where a parent process was just asking its first connection."""
+        before, inherited, engine = self.before, self.pool, self.engine
+        self.before = None
+        if engine is not None and not (inherited is not None and inherited.first.is_asking):
+            unlock(engine)
+            return engine
+        made = make_engine(self.options, self.find)
+        former = engine or (before.engine if before is not None else None)
+        if former is not None:
+            hand_on(former, made)
+        return made
 
 
 class Configuration:
@@ -30,7 +94,8 @@ class Configuration:
         options: URL and options.
         driver: That of the URL.
         replicas: A handle for each.
-        pool: Of the process that it was used in last; `find_pool` knows whether that is this one.
+        pools: One in each process.
+        find_pool: Gives that of this process, made at the first call.
         is_transient: Whether it ends with the last block that uses it.
         retire: Ends its connections: what is idle now, the others when they come back. A configuration that nobody
             has any more does so by itself.
@@ -38,18 +103,19 @@ class Configuration:
 
     __slots__ = (
         "__weakref__",
-        "_place",
         "_turns",
         "driver",
+        "find_pool",
         "is_transient",
         "options",
-        "pool",
+        "pools",
         "replicas",
         "retire",
     )
     driver: Driver
     options: DatabaseOptions
-    pool: ConnectionPool | None
+    pools: ProcessPools
+    find_pool: Callable[[], ConnectionPool]
     replicas: Sequence[Database]
     is_transient: bool
     retire: Callable[[], object]
@@ -57,37 +123,21 @@ class Configuration:
     def __init__(self, options: DatabaseOptions, replicas: Sequence[Database]) -> None:
         self.driver, _ = connect_options(options)  # refuses what cannot work, here and now
         self.options, self.replicas = options, replicas
-        self.pool = None
+        self.pools = ProcessPools(options)
+        self.find_pool = self.pools.find
         self.is_transient = False
         self._turns = itertools.count()
-        self._place = object()  # where each process keeps the pool
-        retire = weakref.finalize(self, _forget_pool, self._place)
+        retire = weakref.finalize(self, self.pools.retire)
         retire.atexit = False
         self.retire = retire
 
-    def find_pool(self) -> ConnectionPool:
-        """Give the pool of this process, made at the first call."""
-        pool = self.pool
-        if pool is None or pool.key.pid != os.getpid():
-            pool = self.pool = process_state().get(self._place, self._make_pool)
-        return pool
-
     def stats(self) -> PoolStats:
         """Give the figures of the pool of this process, if there is one."""
-        found = process_state().resources.get(self._place)
-        return PoolStats() if found is None else found.value.stats()
+        return self.pools.stats()
 
     def next_replica(self) -> Database:
         """Give the replica whose turn it is."""
         return self.replicas[next(self._turns) % len(self.replicas)]
-
-    def _make_pool(self) -> Resource:
-        pool, inherited = make_pool(self.options), self.pool
-        if inherited is not None:
-            hand_on(inherited.engine, inherited.own_listeners, pool.engine)
-        if self.options.force_rollback:
-            pool.pin(PinnedConnection(pool))
-        return Resource(pool, pool.close, pool.terminate, pool.sockets)
 
 
 class Overrides:
@@ -112,6 +162,7 @@ class Overrides:
         """Have the handle use `base` from now on, or as soon as no block overrides it."""
         with process_state().lock:
             former, self.base = self.base, base
+            base.pools.before = former.pools
             self._resolve()
         former.retire()
 
@@ -146,6 +197,8 @@ class Overrides:
 
     def _enter(self, configuration: Configuration) -> None:
         with process_state().lock:
+            if configuration.pools.engine is None:
+                configuration.pools.before = self.current.pools
             self._live.append(configuration)
             self._resolve()
 
@@ -158,10 +211,3 @@ class Overrides:
 
     def _resolve(self) -> None:
         self.current = self._live[-1] if self._live else self.base
-
-
-def _forget_pool(place: object) -> None:
-    resources = process_state().resources
-    found = resources.get(place)
-    if found is not None and found.value.retire():
-        resources.pop(place, None)

@@ -17,7 +17,11 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.engines.failing import tell
-from loopsafe_db.errors import ForeignTransactionError, NoRunningLoopError
+from loopsafe_db.errors import (
+    ForeignTransactionError,
+    InvalidSettingError,
+    NoRunningLoopError,
+)
 from loopsafe_db.queries import CompiledText, compile_text
 from loopsafe_db.retry import Attempts
 from loopsafe_db.sessions import SessionMaker
@@ -65,17 +69,27 @@ class Database:
     takes ``timeouts.statement``.
     """
 
-    def __init__(self, url: str | URL, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        url: str | URL = "",
+        *,
+        engine: AsyncEngine | None = None,
+        **options: Unpack[Options],
+    ) -> None:
         """Note where the database is; opens nothing.
 
         Args:
             url: As SQLAlchemy writes it; ``postgresql://`` is asyncpg, ``sqlite://`` aiosqlite.
+            engine: In place of a URL and options: what `create_async_engine` has made, whose connections it uses.
             options: See `Options`.
 
         Raises:
             ConfigurationError: The URL cannot be read, or has no driver; or an option has a value that cannot be.
         """
         url = hidden(url)
+        if engine is not None:
+            self._overrides = _overrides_of(engine, url, options)
+            return
         self._overrides = Overrides(_configuration(make_options(url, options)))
 
     def __repr__(self) -> str:
@@ -414,28 +428,44 @@ class Database:
 class HandleEngine(AsyncEngine):
     """An engine that asks its handle at each use, and keeps it: its connections end when nobody has the handle."""
 
-    __slots__ = ("_execution_options", "_found", "_pool", "handle")
+    __slots__ = ("_execution_options", "_found", "_of", "handle")
     handle: Database
 
     def __init__(self, handle: Database, **execution_options: Any) -> None:
         self.handle, self._execution_options = handle, execution_options
-        self._pool: ConnectionPool | None = None
+        self._of: Engine | None = None
         super().__init__(self.sync_engine)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_engine, (self.handle, self._execution_options)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HandleEngine) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self.handle._overrides)  # noqa: SLF001
+
+    @property
+    def _identity(self) -> tuple[Overrides, dict[str, Any]]:
+        return self.handle._overrides, self._execution_options  # noqa: SLF001
 
     @property
     def sync_engine(self) -> Engine:
-        """SQLAlchemy's engine on the pool that the handle uses now."""
-        pool = self.handle._pool()  # noqa: SLF001
-        if pool is not self._pool:
-            self._found = pool.engine.sync_engine
-            if self._execution_options:
-                self._found = self._found.execution_options(**self._execution_options)
-            self._pool = pool
+        """SQLAlchemy's engine of what the handle uses now: one for all processes."""
+        engine = self.handle._pool().engine.sync_engine  # noqa: SLF001
+        if engine is not self._of:
+            options = self._execution_options
+            self._found = engine.execution_options(**options) if options else engine
+            self._of = engine
         return self._found
 
     @sync_engine.setter
     def sync_engine(self, engine: Engine) -> None:
         pass
+
+    @property
+    def _proxied(self) -> Engine:
+        return self.sync_engine
 
     async def raw_connection(self) -> Any:
         """Give a connection of the DBAPI; what is done on it cannot be seen, and so all is reset."""
@@ -447,6 +477,25 @@ class HandleEngine(AsyncEngine):
     def execution_options(self, **opt: Any) -> HandleEngine:
         """Give an engine with these options, on the same connections."""
         return HandleEngine(self.handle, **{**self._execution_options, **opt})
+
+
+def _restore_engine(handle: Database, execution_options: Mapping[str, Any]) -> HandleEngine:
+    return HandleEngine(handle, **execution_options)
+
+
+def _overrides_of(engine: AsyncEngine, url: Any, options: Mapping[str, Any]) -> Overrides:
+    """Give what an engine uses, for a handle that is to use the same.
+
+    Raises:
+        InvalidSettingError: It is none of ours, or there is something beside it.
+    """
+    if not isinstance(engine, HandleEngine):
+        raise InvalidSettingError(
+            f"engine takes what loopsafe_db.create_async_engine makes, not {type(engine).__name__}"
+        )
+    if url or options:
+        raise InvalidSettingError("engine has its URL and options: give Database nothing else")
+    return engine.handle._overrides  # noqa: SLF001
 
 
 def _once(

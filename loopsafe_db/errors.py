@@ -25,7 +25,7 @@
     │   ├── InvalidSettingError   LDB205   a setting has a value that it cannot have
     │   └── ServerUnavailableError LDB206  no PostgreSQL to start for tests and demos
     ├── PoolError                        perhaps wait, or give it more connections
-    │   └── AcquireTimeout        LDB301   no connection came free in time (also TimeoutError)
+    │   └── AcquireTimeout        LDB301   no connection came free in time (also TimeoutError, and SQLAlchemy's)
     └── DriverError                      the server or the way to it; perhaps retry
         ├── ConnectError          LDB401   the server cannot be reached (also ConnectionError)
         ├── AuthenticationError   LDB402   the server refuses the user or the password
@@ -51,6 +51,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy.exc import DontWrapMixin
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -425,7 +426,7 @@ class PoolError(LoopsafeError):
     code = "LDB300"
 
 
-class AcquireTimeout(PoolError, TimeoutError):
+class AcquireTimeout(PoolError, TimeoutError, SQLAlchemyTimeoutError):
     """No connection came free within the time a caller is ready to wait.
 
     Attributes:
@@ -435,7 +436,7 @@ class AcquireTimeout(PoolError, TimeoutError):
         is_own: Whether the task that waits holds one itself, which it may wait for.
     """
 
-    code = "LDB301"
+    code: ClassVar[str] = "LDB301"  # type: ignore[misc]  # that of SQLAlchemy's is an instance's
     hint = "release sooner, or allow more connections (LOOPSAFE_DB_MAX_CONNECTIONS)"
     waited: float
     size: int

@@ -236,6 +236,10 @@ class DatabaseOptions:
         connecting: The keywords of `DRIVER_NAMES`, as the URL's query would have them.
         keywords: All keywords, as they were given.
         folder: Where the process was when the handle was made; "" if that is gone.
+        engine: What SQLAlchemy is told of its engine.
+        connect_args: What a dialect of SQLAlchemy is told of each connection.
+        pool_size: What SQLAlchemy's engine calls so; None is `PoolLimits.max_connections`.
+        keeps: Whether connections are kept for the next user.
     """
 
     url: DatabaseURL
@@ -257,6 +261,10 @@ class DatabaseOptions:
     connecting: Mapping[str, str] = field(default_factory=dict)
     keywords: Mapping[str, Any] = field(default_factory=dict, repr=False)
     folder: str = field(default_factory=working_folder)
+    engine: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    connect_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    pool_size: int | None = None
+    keeps: bool = True
 
     def __post_init__(self) -> None:
         if self.pgbouncer not in (None, "transaction", "session"):

@@ -86,6 +86,12 @@ def find_driver(drivername: str) -> Driver:
     return _generic[drivername]
 
 
+def known_name(drivername: str) -> str:
+    """Give the name of one of our own drivers; "" for another."""
+    known = _find_ours(drivername)
+    return "" if known is None else known.package
+
+
 def _find_ours(drivername: str) -> _Known | None:
     dialect, _, name = drivername.partition("+")
     known = _KNOWN.get(_ALIASES.get(name, name) or _DEFAULTS.get(dialect, ""))

@@ -48,7 +48,7 @@ from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import URL
 
@@ -199,7 +199,8 @@ class GenericDriver:
         refuse_keywords(options, ("connect_timeout",))
         url = dialect_url(options)
         self._connect_arguments(url)
-        return {"url": url, "password": hidden(url.password)}
+        given = {"url": url, "password": hidden(url.password)}
+        return {**given, "connect_args": options.connect_args}
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
         opening = self._open(**options.arguments)
@@ -220,10 +221,12 @@ class GenericDriver:
         raw.is_in_memory = is_memory_for_dialect(options.arguments["url"])
         return raw
 
-    def _open(self, url: URL, password: str | None) -> Awaitable[Any]:
+    def _open(
+        self, url: URL, password: str | None, connect_args: Mapping[str, Any]
+    ) -> Awaitable[Any]:
         # No coroutine: the variables of one that fails are shown, and these have the password.
         args, keywords = self._connect_arguments(url.set(password=password))
-        return greenlet_spawn(self._dialect.connect, *args, **keywords)
+        return greenlet_spawn(self._dialect.connect, *args, **{**keywords, **connect_args})
 
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None

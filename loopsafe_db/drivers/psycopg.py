@@ -27,6 +27,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.json import Json, JsonDumper, set_json_dumps, set_json_loads
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
@@ -173,6 +174,21 @@ class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
         """Tell whether isolation level AUTOCOMMIT was asked for."""
         return not plain_connection(dbapi_connection).engine_begins
+
+    # By text: psycopg's own calls for it are for connections that begin transactions themselves.
+    do_begin_twophase = PGDialect.do_begin_twophase
+    do_prepare_twophase = PGDialect.do_prepare_twophase
+    do_rollback_twophase = PGDialect.do_rollback_twophase
+    do_commit_twophase = PGDialect.do_commit_twophase
+    do_recover_twophase = PGDialect.do_recover_twophase
+
+    def get_isolation_level(self, dbapi_connection: Any) -> Any:
+        """Give the level of this transaction, or the next."""
+        raw = plain_connection(dbapi_connection)
+        is_idle = raw.pgconn.transaction_status == TransactionStatus.IDLE
+        if is_idle and raw.engine_begins and raw.isolation_level is not None:
+            return raw.isolation_level.name.replace("_", " ")
+        return super().get_isolation_level(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def _do_isolation_level(self, connection: Any, autocommit: Any, isolation_level: Any) -> None:
         self._do_autocommit(connection, autocommit)

@@ -27,6 +27,7 @@ class Touched:
         BEYOND: What no reset undoes: a library that was loaded, a connection to another server.
         RAW: Whatever can be done with the driver's own connection.
         USED: Nothing that is known; but whoever wants to reset each connection is asked.
+        LAST: Nothing that is known; but it is not to have another user.
         PARAMETER: What ``RESET ALL`` undoes alone: a parameter that ``SET name = value`` has set, and no role.
     """
 
@@ -37,6 +38,7 @@ class Touched:
     RAW = 8
     USED = 16
     PARAMETER = 32
+    LAST = 64
 
 
 _TEMPORARY = r"CREATE (?:OR REPLACE )?(?:GLOBAL |LOCAL )?TEMP(?:ORARY)?\b"

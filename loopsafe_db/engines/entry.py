@@ -41,6 +41,7 @@ class PoolEntry(_ConnectionRecord):
     """A place for one connection: SQLAlchemy's record, which knows where the connection is at home.
 
     Attributes:
+        lender: The pool that it is of.
         raw: The driver's own connection.
         home_ref: The loop that used it last.
         fresh_until: When it has been idle or open for too long, on the monotonic clock.
@@ -78,7 +79,7 @@ class PoolEntry(_ConnectionRecord):
 
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(pool.queue, connect=False)
-        self._lender = pool
+        self.lender = pool
 
     @property
     def home(self) -> asyncio.AbstractEventLoop | None:
@@ -95,7 +96,7 @@ class PoolEntry(_ConnectionRecord):
         """Bring its connection to the running loop `loop`; tell whether it can be used there at once."""
         self.since = now = time.monotonic()
         self.task = asyncio.current_task(loop)
-        lender = self._lender
+        lender = self.lender
         if (
             now > self.fresh_until
             or self.dbapi_connection is None
@@ -119,9 +120,9 @@ class PoolEntry(_ConnectionRecord):
         suspect, self.suspect = self.suspect, False
         ready = self.lend(loop)
         if ready and suspect:
-            ready = await_only(self._lender.takes_writes(self))
-        elif ready and self._lender.options.pool.pre_ping:
-            ready = await_only(self._lender.answers(self))
+            ready = await_only(self.lender.takes_writes(self))
+        elif ready and self.lender.options.pool.pre_ping:
+            ready = await_only(self.lender.answers(self))
         if self.dbapi_connection is not None and not ready:
             self.terminate()
         connection = self._connect()
@@ -129,9 +130,9 @@ class PoolEntry(_ConnectionRecord):
             self.raw, self.touched = self._of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
-        self.touched |= self._lender.untouched
-        if self._lender.options.setup is not None and not (ready and self._lender.pinned):
-            await_only(self._lender.set_up(self))
+        self.touched |= self.lender.untouched
+        if self.lender.options.setup is not None and not (ready and self.lender.pinned):
+            await_only(self.lender.set_up(self))
         return connection
 
     def _connect(self) -> Any:
@@ -141,12 +142,12 @@ class PoolEntry(_ConnectionRecord):
             connection = super().get_connection() if self.is_open else self._open()
             known = True
         finally:
-            self._lender.first.leave(task, known=known)
+            self.lender.first.leave(task, known=known)
         return connection
 
     def note_commit(self) -> None:
         """Note that SQLAlchemy is about to commit; where the connection is closed already, nothing is sent."""
-        self.commits = not self._lender.driver.is_closed(self.raw)
+        self.commits = not self.lender.driver.is_closed(self.raw)
 
     def touch(self, touched: int) -> None:
         """Note what is about to be changed of the session."""
@@ -157,13 +158,13 @@ class PoolEntry(_ConnectionRecord):
         """The driver's own connection, for SQLAlchemy's users: refused when it is back."""
         if self.dbapi_connection is None or self.is_being_opened:
             return super().driver_connection
-        return user_side(self._lender.driver, self.hand_out())
+        return user_side(self.lender.driver, self.hand_out())
 
     def hand_out(self) -> Any:
         """Give the driver's own connection, which its user may keep for too long."""
         self.touched |= Touched.RAW
         if self.handed_out is None:
-            self.handed_out = self._lender.driver.hand_out(self.raw)
+            self.handed_out = self.lender.driver.hand_out(self.raw)
         return self.handed_out
 
     def take_back(self) -> None:
@@ -171,7 +172,7 @@ class PoolEntry(_ConnectionRecord):
         handed_out, self.handed_out = self.handed_out, None
         if handed_out is not None:
             place = self.taken_at or "an engine or a session"
-            self._lender.driver.take_back(self.raw, handed_out, place)
+            self.lender.driver.take_back(self.raw, handed_out, place)
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
         """End its connection, for SQLAlchemy; where a statement was cancelled the server stops that, and it stays.
@@ -180,17 +181,17 @@ class PoolEntry(_ConnectionRecord):
         """
         if (
             isinstance(e, asyncio.CancelledError)
-            and self._lender.driver.traits.settles
+            and self.lender.driver.traits.settles
             and not soft
             and in_greenlet()
-            and self._lender.key.pid == os.getpid()
+            and self.lender.key.pid == os.getpid()
             and self.is_open
             and not self.is_being_opened
         ):
             proxy = self.fairy_ref
             stays = not isinstance(proxy and proxy(), Proxy)
             with suppress(asyncio.CancelledError):  # `e` is on its way to whoever was cancelled
-                await_only(self._lender.returning.recover(self, reset=stays))
+                await_only(self.lender.returning.recover(self, reset=stays))
             self.fairy_ref = proxy  # else SQLAlchemy would not return what had to be ended
             if stays:
                 return
@@ -212,14 +213,14 @@ class PoolEntry(_ConnectionRecord):
         self.taken_at = ""
         self.is_stuck = self.in_doubt = self.interrupted = False
         self.rested = now = time.monotonic()
-        self.fresh_until = now + self._lender.patience
-        if (recycle := self._lender.options.pool.recycle) is not None:
+        self.fresh_until = now + self.lender.patience
+        if (recycle := self.lender.options.pool.recycle) is not None:
             left = self.starttime + recycle - time.time()
             self.fresh_until = min(self.fresh_until, now + left)
 
     def leave(self) -> None:
         """Let any loop have it."""
-        self._lender.driver.detach(self.raw)
+        self.lender.driver.detach(self.raw)
         self.home_ref = nowhere
 
     def terminate(self) -> None:
@@ -227,8 +228,8 @@ class PoolEntry(_ConnectionRecord):
         self.take_back()
         if self.dbapi_connection is not None:
             self.dbapi_connection = self.fairy_ref = None
-            self._lender.driver.terminate(self.raw)
-            self._lender.counts.terminated += 1
+            self.lender.driver.terminate(self.raw)
+            self.lender.counts.terminated += 1
 
     def terminate_in_use(self) -> None:
         """End its connection at once, which SQLAlchemy has: it gives its place back as always."""
@@ -248,7 +249,7 @@ class PoolEntry(_ConnectionRecord):
 
     def _open(self) -> Any:
         """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""
-        options = self._lender.options
+        options = self.lender.options
         seconds = 2 * connect_timeout(options)
         alarm = asyncio.get_running_loop().call_later(seconds, self._end_opening)
         try:
@@ -261,19 +262,19 @@ class PoolEntry(_ConnectionRecord):
 
     def _end_opening(self) -> None:
         if self.dbapi_connection is not None:
-            self._lender.driver.terminate(self._of_driver)
+            self.lender.driver.terminate(self._of_driver)
             self.dbapi_connection = None
 
     @property
     def _of_driver(self) -> Any:
-        adapted = self._lender.driver.traits.adapted
+        adapted = self.lender.driver.traits.adapted
         return self.dbapi_connection if adapted else super().driver_connection
 
     def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.home_ref() is loop:
             return
         self.home_ref = weakref.ref(loop)
-        self._lender.watch(loop)
+        self.lender.watch(loop)
         # SQLAlchemy's lock is bound to the loop of its last contention.
         if hasattr(self.dbapi_connection, "_execute_mutex"):
             cast("Any", self.dbapi_connection)._execute_mutex = asyncio.Lock()  # noqa: SLF001

@@ -1,15 +1,14 @@
-"""The ConnectionPool of one handle in this process, with SQLAlchemy's engine on it."""
+"""SQLAlchemy's engine for one handle, and the ConnectionPool that it uses in this process."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import fields, replace
-from functools import partial
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, event
-from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import ArgumentError, MissingGreenlet
 from sqlalchemy.ext.asyncio import create_async_engine, session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
@@ -41,6 +40,7 @@ from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit
 from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
+    HANDLE_NAMES,
     SECONDS,
     DatabaseOptions,
     Options,
@@ -53,7 +53,7 @@ from loopsafe_db.url import hidden
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from sqlalchemy.engine import Connection, ExceptionContext
+    from sqlalchemy.engine import Connection, Engine, ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from loopsafe_db.errors import DriverError
@@ -143,21 +143,17 @@ def connect_options(options: DatabaseOptions) -> tuple[Driver, ConnectOptions]:
     return driver, ConnectOptions(driver.arguments(options), target, timeout, Plans())
 
 
-def make_pool(options: DatabaseOptions) -> ConnectionPool:
-    """Make a pool for this process; it opens nothing yet."""
+def make_pool(options: DatabaseOptions, engine: AsyncEngine) -> ConnectionPool:
+    """Make a pool for this process, which SQLAlchemy's engine uses here; it opens nothing yet."""
     driver, connecting = connect_options(options)
     scope = find_scope(options.scope, driver.traits)
     only_one = options.force_rollback or _is_memory(connecting.arguments)
     if only_one:
         options = replace(options, pool=_ONE_FOR_EVER)
         scope = scope if driver.traits.loop_bound else PER_PROCESS
-    pool = ConnectionPool(driver, options, scope)
+    pool = ConnectionPool(driver, options, scope, engine)
     pool.only_one = only_one
-    pool.engine = _make_engine(pool, _opener(pool, connecting))
-    queue: Any = pool.engine.sync_engine.pool
-    pool.queue = queue
-    pool.own_listeners = listeners_of(pool.engine)
-    pool.clauses = Clauses(pool.engine.sync_engine) if hasattr(driver, "ask") else None
+    pool.open_connection = _opener(pool, connecting)
     return pool
 
 
@@ -169,8 +165,8 @@ def _is_memory(arguments: Mapping[str, Any]) -> bool:
     return is_memory(str(arguments.get("database")))
 
 
-def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., Awaitable[Any]]:
-    """Give what opens a connection of the pool, in SQLAlchemy's greenlet."""
+def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[[], Awaitable[Any]]:
+    """Give what opens a connection of the pool."""
     password = pool.options.password
     credentials = None if password is None else Credentials(password, connecting)
 
@@ -187,12 +183,7 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[..., A
         await _initialise(pool, raw, connecting)
         return raw
 
-    def opener(*_: Any, **__: Any) -> Awaitable[Any]:
-        if not in_greenlet():  # before a coroutine is made that nobody would await
-            raise MissingGreenlet("a new connection needs SQLAlchemy's greenlet")
-        return open_connection()
-
-    return opener
+    return open_connection
 
 
 async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions) -> None:
@@ -211,14 +202,20 @@ async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions
         raise
 
 
-def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) -> AsyncEngine:
-    """Make SQLAlchemy's engine on the pool's connections."""
-    traits = pool.driver.traits
-    url = dialect_url(pool.options).set(drivername=traits.dialect)
+def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool]) -> AsyncEngine:
+    """Make SQLAlchemy's engine on the connections of whichever process uses it."""
+    driver, _ = connect_options(options)
+    traits = driver.traits
+    url = dialect_url(options).set(drivername=traits.dialect)
+
+    def opener(*_: Any, **__: Any) -> Awaitable[Any]:
+        if not in_greenlet():  # before a coroutine is made that nobody would await
+            raise MissingGreenlet("a new connection needs SQLAlchemy's greenlet")
+        return find_pool().open_connection()
 
     def adapted(*_: Any, **__: Any) -> Any:
         raw = await_only(opener())
-        raw.dialect = pool.engine.dialect
+        raw.dialect = engine.dialect
         return raw
 
     opening: dict[str, Any] = {"async_creator": opener}
@@ -226,29 +223,59 @@ def _make_engine(pool: ConnectionPool, opener: Callable[..., Awaitable[Any]]) ->
         opening = {"creator": adapted}
     else:
         url = url.set(query={})
-    resets = traits.reset_on_return and not pool.options.force_rollback
-    engine = create_async_engine(
+    resets = traits.reset_on_return and not options.force_rollback
+    said = {**options.engine, **_json_functions(options)}
+    if options.force_rollback and traits.autocommit:
+        said["isolation_level"] = "AUTOCOMMIT"
+    engine = _create(
         url,
         **opening,
-        poolclass=PinnedQueue if pool.options.force_rollback else SharedQueue,
-        lender=pool,
+        poolclass=PinnedQueue if options.force_rollback else SharedQueue,
+        find_pool=find_pool,
         pool_reset_on_return="rollback" if resets else None,
-        **_json_functions(pool.options),
-        isolation_level="AUTOCOMMIT" if pool.options.force_rollback and traits.autocommit else None,
+        **said,
     )
+    engine.sync_engine.url = _shown_url(options, driver)
     forget_long_clauses(engine.sync_engine)
-    if pool.options.force_rollback:
-        pin(engine, lambda: pool.pinned)
+    if options.force_rollback:
+        pin(engine, lambda: find_pool().pinned)
     else:
         mark_doubt(engine.sync_engine.dialect)
-        end_in_time(engine.sync_engine.dialect, pool.driver)
-    event.listen(engine.sync_engine, "before_cursor_execute", _Touching(traits.dialect))
-    event.listen(engine.sync_engine, "handle_error", partial(_hear_of_error, pool))
-    if (limit := pool.options.timeouts.statement) is not None:
-        limit_statements(engine.sync_engine, pool.options.url, limit)
-        if not pool.options.force_rollback:
-            limit_transactions(engine.sync_engine.dialect, limit)
+        end_in_time(engine.sync_engine.dialect, driver)
+    _listen(engine.sync_engine, options)
+    queue: Any = engine.sync_engine.pool
+    queue.own_listeners = listeners_of(engine)
+    queue.clauses = Clauses(engine.sync_engine) if hasattr(driver, "ask") else None
     return engine
+
+
+def _listen(engine: Engine, options: DatabaseOptions) -> None:
+    event.listen(engine, "before_cursor_execute", _Touching(engine.dialect.name))
+    event.listen(engine, "handle_error", _hear_of_error)
+    if (limit := options.timeouts.statement) is not None:
+        limit_statements(engine, options.url, limit)
+        if not options.force_rollback:
+            limit_transactions(engine.dialect, limit)
+
+
+def _create(url: URL, **options: Any) -> AsyncEngine:
+    """Have SQLAlchemy make an engine.
+
+    Raises:
+        InvalidSettingError: SQLAlchemy does not take an option.
+    """
+    try:
+        return create_async_engine(url, **options)
+    except (TypeError, ArgumentError) as error:
+        reason = str(error).partition(", using configuration")[0]
+        raise InvalidSettingError(f"create_async_engine: SQLAlchemy says: {reason}") from error
+
+
+def _shown_url(options: DatabaseOptions, driver: Driver) -> URL:
+    """Give the URL by which another engine is made: the user's, with the driver, and without what is the handle's."""
+    url = URL._make(options.url).difference_update_query(HANDLE_NAMES)
+    name, _, package = url.drivername.partition("+")
+    return url if package else url.set(drivername=f"{name}+{driver.traits.name}")
 
 
 def _json_functions(options: DatabaseOptions) -> dict[str, Any]:
@@ -269,12 +296,13 @@ class _Touching:
             record.touch(touched)
 
 
-def _hear_of_error(pool: ConnectionPool, context: ExceptionContext) -> DriverError | None:
-    """Hear of every error that SQLAlchemy meets on the pool's connections; give what it means, if it is of ours."""
+def _hear_of_error(context: ExceptionContext) -> DriverError | None:
+    """Hear of every error that SQLAlchemy meets on connections of ours; give what it means, if it is of ours."""
     if context.connection is None or context.connection.closed:
         return None
     fairy: Any = context.connection.connection
     entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
+    pool: ConnectionPool = entry.lender
     if not isinstance(error, asyncio.CancelledError):
         pool.drops_plans(entry, error)
         entry.suspect = pool.refuses_writes(error)

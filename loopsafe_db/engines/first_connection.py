@@ -21,6 +21,11 @@ class FirstConnection:
         self._waiting: list[asyncio.Future[None]] = []
         self._lock = threading.RLock()  # a finalizer may leave
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether SQLAlchemy has begun to ask, and knows part of the answers."""
+        return self._asking is not None
+
     async def turn(self) -> None:
         """Wait until SQLAlchemy knows the server, or it is this task that has it ask."""
         while (waiter := self._claim()) is not None:

@@ -1,9 +1,12 @@
-"""What a program has SQLAlchemy's events call, on the engine of a handle: called in forked children, too."""
+"""What a program has SQLAlchemy's events call, on the engines of a handle: on each of them, and in forked children."""
 
 from __future__ import annotations
 
 from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.util.concurrency import AsyncAdaptedLock
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,14 +22,26 @@ def listeners_of(engine: AsyncEngine) -> frozenset[int]:
     )
 
 
-def hand_on(parents: AsyncEngine, own: frozenset[int], engine: AsyncEngine) -> None:
-    """Have `engine` heed what listens to its parent process's, but for that one's `own`: it has the like."""
-    for before, after in zip(_targets(parents), _targets(engine), strict=True):
-        for event in before.dispatch._event_descriptors:  # noqa: SLF001
+def hand_on(before: AsyncEngine, engine: AsyncEngine) -> None:
+    """Have `engine` heed what listens to the one before it, but for what is ours: it has the like."""
+    own = before.sync_engine.pool.own_listeners  # type: ignore[attr-defined]
+    for former, target in zip(_targets(before), _targets(engine), strict=True):
+        for event in former.dispatch._event_descriptors:  # noqa: SLF001
             if any(id(listener) not in own for listener in event.listeners):
-                heard = getattr(after.dispatch, event.name).for_modify(after.dispatch)
+                heard = getattr(target.dispatch, event.name).for_modify(target.dispatch)
                 heard._update(event, only_propagate=False)  # noqa: SLF001
                 heard.listeners = deque(one for one in heard.listeners if id(one) not in own)
+
+
+def unlock(engine: AsyncEngine) -> None:
+    """Have an engine that came through a fork wait for no thread or task of its parent's, which may have its locks."""
+    for target in _targets(engine):
+        for event in target.dispatch._event_descriptors:  # noqa: SLF001
+            if hasattr(event, "_exec_once_mutex"):
+                event._exec_once_mutex = AsyncAdaptedLock() if event._is_asyncio else Lock()  # noqa: SLF001
+    compiled: Any = engine.sync_engine._compiled_cache  # noqa: SLF001
+    if compiled is not None:
+        compiled._mutex = Lock()  # noqa: SLF001
 
 
 def _targets(engine: AsyncEngine) -> tuple[Any, ...]:

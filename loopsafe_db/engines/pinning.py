@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from loopsafe_db.engines.entry import PoolEntry
+    from loopsafe_db.engines.pool import ConnectionPool
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ class PinnedQueue(SharedQueue):
     """A pool whose checkouts all have the one connection."""
 
     def _do_get(self) -> Any:
-        return PinnedRecord(self, self._lender.pinned)
+        return PinnedRecord(self, self.find_pool())
 
     def _do_return_conn(self, record: Any) -> None:
         if isinstance(record, PinnedRecord):
@@ -95,6 +96,7 @@ class PinnedRecord(_ConnectionRecord):
     """One checkout of the one connection.
 
     Attributes:
+        lender: The pool whose connection it is.
         raw: The driver's own connection.
         opened: The savepoint of its transaction, if it has begun one.
     """
@@ -103,9 +105,10 @@ class PinnedRecord(_ConnectionRecord):
     opened: Any = None
     dbapi_connection: Any
 
-    def __init__(self, pool: PinnedQueue, pinned: Pinned) -> None:
-        super().__init__(pool, connect=False)
-        self._pinned = pinned
+    def __init__(self, queue: PinnedQueue, lender: ConnectionPool) -> None:
+        super().__init__(queue, connect=False)
+        self.lender = lender
+        self._pinned: Pinned = lender.pinned
 
     def get_connection(self) -> Any:
         """Give SQLAlchemy's connection; this awaits, in a greenlet."""

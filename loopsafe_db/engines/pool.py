@@ -32,7 +32,7 @@ from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -55,19 +55,31 @@ _LEFT = "a connection was not given back by its task, which is done or never run
 
 
 class SharedQueue(Pool):
-    """SQLAlchemy's side of a `ConnectionPool`: engines and sessions are lent connections by it."""
+    """SQLAlchemy's side of the pools of all processes: its engine, and sessions, are lent connections by it.
+
+    Attributes:
+        find_pool: Gives the pool of this process.
+        own_listeners: What we have the engine call; all others are the program's.
+        clauses: Those that need no cursor of SQLAlchemy's; None where the driver takes none.
+    """
 
     _is_asyncio = True
+    find_pool: Callable[[], ConnectionPool]
+    own_listeners: frozenset[int]
+    clauses: Clauses | None
 
-    def __init__(self, creator: Any, lender: ConnectionPool, **options: Any) -> None:
+    def __init__(
+        self, creator: Any, find_pool: Callable[[], ConnectionPool], **options: Any
+    ) -> None:
         super().__init__(creator, **options)
-        self._lender = lender
+        self.find_pool = find_pool
 
     def _do_get(self) -> PoolEntry:
-        return self._lender.take_now() or await_only(self._lender.take_later())
+        lender = self.find_pool()
+        return lender.take_now() or await_only(lender.take_later())
 
     def _do_return_conn(self, record: Any) -> None:
-        returning = self._lender.returning
+        returning = record.lender.returning
         if record.is_open and in_greenlet() and not returning.is_idle(record):
             await_only(returning.release(record))
         else:
@@ -78,12 +90,37 @@ class SharedQueue(Pool):
         return self
 
     def dispose(self) -> None:
-        """End the idle connections."""
-        self._lender.drop_idle()
+        """End the connections of this process: those that are checked out when they come back."""
+        self.find_pool().expire()
 
     def status(self) -> str:
         """Describe it, for logs."""
-        return repr(self._lender)
+        return (
+            f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} Current Overflow: {self.overflow()} "
+            f"Current Checked out connections: {self.checkedout()}"
+        )
+
+    def size(self) -> int:
+        """Give ``pool_size``, if that was given, else the most connections."""
+        options = self.find_pool().options
+        return options.pool.max_connections if options.pool_size is None else options.pool_size
+
+    def timeout(self) -> float:
+        """Give the seconds that a caller waits for a connection."""
+        return self.find_pool().options.timeouts.acquire
+
+    def checkedin(self) -> int:
+        """Count the idle connections of this process."""
+        return self.find_pool().stats().idle
+
+    def checkedout(self) -> int:
+        """Count the connections of this process that are in use."""
+        return self.find_pool().stats().in_use
+
+    def overflow(self) -> int:
+        """Tell how many connections there are more than `size`; less than 0: so many may still be opened."""
+        stats = self.find_pool().stats()
+        return stats.idle + stats.in_use - self.size()
 
 
 class ConnectionPool:
@@ -101,13 +138,13 @@ class ConnectionPool:
         untouched: What is undone of a connection of which nobody knows that it was touched.
         direct: Whether a text may go to the driver without a `Connection`.
         counts: What it has done; `stats` adds what is.
-        engine: SQLAlchemy's engine, on these connections; set by the factory.
-        own_listeners: What we have it call; all others are the program's.
+        engine: SQLAlchemy's engine, on these connections and those of other processes.
+        open_connection: Opens one, in SQLAlchemy's greenlet; set by the factory.
         clauses: Those that need no cursor of SQLAlchemy's; None where the driver takes none.
     """
 
     engine: AsyncEngine
-    own_listeners: frozenset[int]
+    open_connection: Callable[[], Awaitable[Any]]
     clauses: Clauses | None
     queue: SharedQueue
     key: LoopKey
@@ -122,8 +159,12 @@ class ConnectionPool:
     statements: list[str] | None
     direct: bool
 
-    def __init__(self, driver: Driver, options: DatabaseOptions, scope: Scope) -> None:
+    def __init__(
+        self, driver: Driver, options: DatabaseOptions, scope: Scope, engine: AsyncEngine
+    ) -> None:
         self.key = LoopKey(os.getpid(), 0)
+        self.engine, self.queue = engine, cast("SharedQueue", engine.sync_engine.pool)
+        self.clauses = self.queue.clauses
         self.driver, self.options, self.scope = driver, options, scope
         leave_out(driver.traits.name)
         self.patience = options.pool.idle_timeout or math.inf
@@ -343,7 +384,7 @@ class ConnectionPool:
         """Close what is idle in the running loop, or in none; what others use stays."""
         here = (None, asyncio.get_running_loop())
         for entry in self.lending.take_idle(lambda entry: entry.home in here):
-            await self._close(entry)
+            await self.close_entry(entry)
 
     async def _close_with_loop(self) -> None:
         """Close what is idle, as the running loop shuts down, and from now on what comes back there.
@@ -354,10 +395,12 @@ class ConnectionPool:
         self._ending.add(weakref.ref(asyncio.get_running_loop()))
         await self.close()
 
-    def drop_idle(self) -> None:
-        """End what is idle in any loop, at once."""
+    def expire(self) -> None:
+        """Have no connection that is open now used again: what is idle is ended, the others when they come back."""
         for entry in self.lending.take_idle(lambda _: True):
             entry.terminate()
+        for entry in list(self.lending.held):
+            entry.touch(Touched.LAST)
 
     def retire(self) -> bool:
         """End what is idle, and later what comes back; tell whether nothing is left. For when the handle is gone."""
@@ -374,6 +417,20 @@ class ConnectionPool:
                 self.driver.terminate(raw)
                 self.counts.terminated += 1
         self._retire_stats()
+
+    async def close_entry(self, entry: PoolEntry) -> None:
+        """Close a connection that nobody uses, politely; or end it."""
+        if entry.home is not asyncio.get_running_loop():
+            self.driver.move(entry.raw)
+        try:
+            async with asyncio.timeout(ENDING_TIMEOUT):
+                await self.driver.close(entry.raw)
+            self.counts.closed += 1
+        except BaseException as error:
+            entry.terminate()
+            if not isinstance(error, Exception):
+                raise
+        entry.dbapi_connection = None
 
     # -- below
 
@@ -409,19 +466,6 @@ class ConnectionPool:
     def _retire_stats(self) -> None:
         past.add(self.counts)
         self._raws, self.counts = set(), PoolStats()
-
-    async def _close(self, entry: PoolEntry) -> None:
-        if entry.home is not asyncio.get_running_loop():
-            self.driver.move(entry.raw)
-        try:
-            async with asyncio.timeout(ENDING_TIMEOUT):
-                await self.driver.close(entry.raw)
-            self.counts.closed += 1
-        except BaseException as error:
-            entry.terminate()
-            if not isinstance(error, Exception):
-                raise
-        entry.dbapi_connection = None
 
     def _loop_ended(self) -> None:
         """End what a closed loop had lent, and what cannot go elsewhere."""
@@ -467,7 +511,7 @@ class ConnectionPool:
         if not self.lending.retired:  # else the timer would keep what nobody has any more
             loop.call_later(pause, self._tick, loop, pause)
         for entry in self._idle_too_long((None, loop)):
-            task = loop.create_task(self._close(entry))
+            task = loop.create_task(self.close_entry(entry))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -485,6 +529,8 @@ class ConnectionPool:
 
 
 def _untouched(options: DatabaseOptions) -> int:
+    if not options.keeps:
+        return Touched.LAST
     if callable(options.reset):
         return Touched.USED
     return Touched.SETTINGS if options.reset == "always" else Touched.NOTHING

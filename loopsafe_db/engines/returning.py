@@ -97,6 +97,13 @@ class Returning:
             return
         await self._end_transaction(entry)
         if entry.touched and entry.is_open:
+            await self._end_use(entry)
+
+    async def _end_use(self, entry: PoolEntry) -> None:
+        """Undo what may have been changed of a session, or close it where nobody is to use it any more."""
+        if entry.touched & Touched.LAST and not self._pool.only_one:
+            await self._pool.close_entry(entry)
+        else:
             await self.reset_session(entry)
 
     async def recover(self, entry: PoolEntry, *, reset: bool = True, settle: bool = True) -> None:
