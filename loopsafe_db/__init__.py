@@ -19,6 +19,7 @@ except ImportError as _error:
         f"loopsafe_db cannot be imported in a subinterpreter, for SQLAlchemy cannot: {_error}\n"
         "HINT: use threads or processes, which one handle serves; asyncpg alone works in one"
     ) from _error
+from loopsafe_db.async_engine import async_engine_from_config, create_async_engine
 from loopsafe_db.connection import Connection
 from loopsafe_db.database import Database
 from loopsafe_db.default import configure, get_database
@@ -56,7 +57,9 @@ __all__ = [
     "Timeouts",
     "Token",
     "Transaction",
+    "async_engine_from_config",
     "configure",
+    "create_async_engine",
     "get_database",
     "register_driver",
     "snapshot",
