@@ -176,11 +176,11 @@ class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
         return not plain_connection(dbapi_connection).engine_begins
 
     # By text: psycopg's own calls for it are for connections that begin transactions themselves.
-    do_begin_twophase = PGDialect.do_begin_twophase
-    do_prepare_twophase = PGDialect.do_prepare_twophase
-    do_rollback_twophase = PGDialect.do_rollback_twophase
-    do_commit_twophase = PGDialect.do_commit_twophase
-    do_recover_twophase = PGDialect.do_recover_twophase
+    do_begin_twophase: Any = PGDialect.do_begin_twophase
+    do_prepare_twophase: Any = PGDialect.do_prepare_twophase
+    do_rollback_twophase: Any = PGDialect.do_rollback_twophase
+    do_commit_twophase: Any = PGDialect.do_commit_twophase
+    do_recover_twophase: Any = PGDialect.do_recover_twophase
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
         """Give the level of this transaction, or the next."""
