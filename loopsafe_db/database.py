@@ -472,6 +472,10 @@ class HandleEngine(AsyncEngine):
         fairy = await super().raw_connection()
         record: Any = fairy._connection_record  # noqa: SLF001
         record.touch(Touched.RAW)
+        begins = getattr(self.dialect, "begins_by_itself", None)
+        if begins is not None and record.lender.pinned is None:
+            record.hand_out()
+            record.touch(begins(fairy))
         return fairy
 
     def execution_options(self, **opt: Any) -> HandleEngine:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import date, datetime
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote, urlencode
 from weakref import WeakSet
 
@@ -33,6 +33,7 @@ from loopsafe_db.drivers.base import (
 )
 from loopsafe_db.drivers.failures import by_sqlite_code
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import is_memory, known_query, refuse_postgresql_options
 from loopsafe_db.errors import (
     ConnectError,
@@ -356,6 +357,13 @@ class EngineDialect(SQLiteDialect_aiosqlite):
     def do_terminate(self, dbapi_connection: Any) -> None:
         """End a connection without waiting for what it does."""
         DRIVER.terminate(plain_connection(dbapi_connection))
+
+    def begins_by_itself(self, dbapi_connection: Any) -> int:
+        """Have sqlite3 begin transactions for who has a connection of the DBAPI; it has no other user then."""
+        raw: GuardedConnection = plain_connection(dbapi_connection)
+        if raw.engine_begin is not None:
+            cast("Any", raw.sqlite).isolation_level = ""
+        return Touched.LAST
 
     def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
         """Give SQLAlchemy's, and DEFERRED: for what only reads, and so takes no lock as it begins."""
@@ -764,6 +772,7 @@ def _pragmas(connection: sqlite3.Connection) -> dict[str, Any]:
 
 def _reset(connection: sqlite3.Connection, pragmas: Mapping[str, Any]) -> None:
     """Make a session what it was, without losing what it holds."""
+    connection.isolation_level = None
     connection.execute("PRAGMA writable_schema = OFF")
     for name, value in _pragmas(connection).items():
         if value != pragmas[name]:

@@ -326,8 +326,9 @@ class AsksAtOnce(PGDialect):
         super().initialize(known)  # type: ignore[no-untyped-call]
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
-        """Give the one that was asked for."""
-        return self._isolation_at_first
+        """Give that of the engine's ``isolation_level``, else the server's, which was asked for."""
+        wanted = self._on_connect_isolation_level
+        return self._isolation_at_first if wanted in (None, "AUTOCOMMIT") else wanted
 
 
 class _Known:

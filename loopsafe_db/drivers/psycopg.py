@@ -51,6 +51,7 @@ from loopsafe_db.drivers.base import (
     TransactionOptions,
 )
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -181,6 +182,13 @@ class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
     do_rollback_twophase: Any = PGDialect.do_rollback_twophase
     do_commit_twophase: Any = PGDialect.do_commit_twophase
     do_recover_twophase: Any = PGDialect.do_recover_twophase
+
+    def begins_by_itself(self, dbapi_connection: Any) -> int:
+        """Have psycopg begin transactions for who has a connection of the DBAPI, until that is back."""
+        raw: GuardedConnection = plain_connection(dbapi_connection)
+        if raw.engine_begins:
+            raw.begin_by_itself()
+        return Touched.RAW
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
         """Give the level of this transaction, or the next."""
@@ -378,6 +386,14 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         if state is ConnectionState.BUSY or self.pgconn.pipeline_status == PipelineStatus.OFF:
             return state
         return ConnectionState.BUSY
+
+    def begin_by_itself(self) -> None:
+        """Have psycopg begin transactions; nothing is sent."""
+        self._autocommit = False
+
+    def begin_no_more(self) -> None:
+        """Leave that to whoever uses it; nothing is sent."""
+        self._autocommit = True
 
     async def begin(self) -> None:
         """Begin a transaction, as SQLAlchemy has said how."""
@@ -696,6 +712,7 @@ class PsycopgDriver:
         return twin(raw, HandedOut)
 
     def take_back(self, raw: GuardedConnection, handed_out: HandedOut, taken_at: str) -> None:
+        raw.begin_no_more()
         part(handed_out, TakenBack, taken_at)
 
     def is_closed(self, raw: GuardedConnection) -> bool:

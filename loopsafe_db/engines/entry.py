@@ -127,7 +127,7 @@ class PoolEntry(_ConnectionRecord):
             self.terminate()
         connection = self._connect()
         if not ready:
-            self.raw, self.touched = self._of_driver, Touched.NOTHING
+            self.raw, self.touched = self.of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
         self.touched |= self.lender.untouched
@@ -240,7 +240,7 @@ class PoolEntry(_ConnectionRecord):
     @property
     def is_being_opened(self) -> bool:
         """Whether SQLAlchemy has a new connection, and asks that what it can do."""
-        return self.raw is None or self.raw is not self._of_driver
+        return self.raw is None or self.raw is not self.of_driver
 
     @property
     def holder(self) -> str:
@@ -262,11 +262,12 @@ class PoolEntry(_ConnectionRecord):
 
     def _end_opening(self) -> None:
         if self.dbapi_connection is not None:
-            self.lender.driver.terminate(self._of_driver)
+            self.lender.driver.terminate(self.of_driver)
             self.dbapi_connection = None
 
     @property
-    def _of_driver(self) -> Any:
+    def of_driver(self) -> Any:
+        """The driver's own connection that SQLAlchemy has; `raw` when all has been asked of it."""
         adapted = self.lender.driver.traits.adapted
         return self.dbapi_connection if adapted else super().driver_connection
 

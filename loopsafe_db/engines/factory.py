@@ -33,7 +33,7 @@ from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.failing import named
 from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
-from loopsafe_db.engines.pool import ConnectionPool, SharedQueue
+from loopsafe_db.engines.pool import ConnectionPool, SharedQueue, refuse_others
 from loopsafe_db.engines.returning import end_in_time, mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit_transactions
@@ -165,18 +165,20 @@ def _is_memory(arguments: Mapping[str, Any]) -> bool:
     return is_memory(str(arguments.get("database")))
 
 
-def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[[], Awaitable[Any]]:
-    """Give what opens a connection of the pool."""
+def _opener(
+    pool: ConnectionPool, connecting: ConnectOptions
+) -> Callable[[Mapping[str, Any]], Awaitable[Any]]:
+    """Give what opens a connection of the pool: with what a listener of SQLAlchemy's ``do_connect`` wants otherwise."""
     password = pool.options.password
     credentials = None if password is None else Credentials(password, connecting)
 
-    async def connect_with(password: str) -> Any:
-        arguments = {**connecting.arguments, "password": password}
-        return await connect(pool.driver, replace(connecting, arguments=arguments))
+    async def open_connection(changes: Mapping[str, Any]) -> Any:
+        async def connect_with(password: str) -> Any:
+            given = {"password": password, **changes}
+            return await connect(pool.driver, _changed(connecting, given))
 
-    async def open_connection() -> Any:
         if credentials is None:
-            raw = await connect(pool.driver, connecting)
+            raw = await connect(pool.driver, _changed(connecting, changes))
         else:
             raw = await credentials.use(connect_with)
         pool.opened(raw)
@@ -184,6 +186,26 @@ def _opener(pool: ConnectionPool, connecting: ConnectOptions) -> Callable[[], Aw
         return raw
 
     return open_connection
+
+
+def _changed(connecting: ConnectOptions, changes: Mapping[str, Any]) -> ConnectOptions:
+    """Give other arguments for connecting.
+
+    Raises:
+        InvalidSettingError: The driver knows none of that name.
+    """
+    arguments = dict(connecting.arguments)
+    known = arguments.keys() | {"context"}
+    if "connect_args" in arguments:  # a dialect of SQLAlchemy connects
+        others = {name: changes[name] for name in changes if name not in known}
+        arguments["connect_args"] = {**arguments["connect_args"], **others}
+    elif unknown := changes.keys() - known:
+        raise InvalidSettingError(
+            f"a do_connect listener has set {', '.join(sorted(unknown))}, which is not possible here; "
+            f"known: {', '.join(sorted(arguments))}"
+        )
+    arguments.update((name, changes[name]) for name in changes if name in known)
+    return replace(connecting, arguments=arguments)
 
 
 async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions) -> None:
@@ -208,20 +230,7 @@ def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool
     traits = driver.traits
     url = dialect_url(options).set(drivername=traits.dialect)
 
-    def opener(*_: Any, **__: Any) -> Awaitable[Any]:
-        if not in_greenlet():  # before a coroutine is made that nobody would await
-            raise MissingGreenlet("a new connection needs SQLAlchemy's greenlet")
-        return find_pool().open_connection()
-
-    def adapted(*_: Any, **__: Any) -> Any:
-        raw = await_only(opener())
-        raw.dialect = engine.dialect
-        return raw
-
-    opening: dict[str, Any] = {"async_creator": opener}
-    if traits.adapted:
-        opening = {"creator": adapted}
-    else:
+    if not traits.adapted:
         url = url.set(query={})
     resets = traits.reset_on_return and not options.force_rollback
     said = {**options.engine, **_json_functions(options)}
@@ -229,12 +238,12 @@ def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool
         said["isolation_level"] = "AUTOCOMMIT"
     engine = _create(
         url,
-        **opening,
         poolclass=PinnedQueue if options.force_rollback else SharedQueue,
         find_pool=find_pool,
         pool_reset_on_return="rollback" if resets else None,
         **said,
     )
+    _connect_by(engine.sync_engine, find_pool, is_adapted=traits.adapted)
     engine.sync_engine.url = _shown_url(options, driver)
     forget_long_clauses(engine.sync_engine)
     if options.force_rollback:
@@ -249,7 +258,34 @@ def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool
     return engine
 
 
+def _connect_by(
+    engine: Engine, find_pool: Callable[[], ConnectionPool], *, is_adapted: bool
+) -> None:
+    """Have a pool open the connections of an engine, whose ``do_connect`` listeners may say with what."""
+    dialect: Any = engine.dialect
+    before: Mapping[str, Any] = dialect.create_connect_args(engine.url)[1]
+    of_dialect = dialect.connect
+
+    def connect(*_: Any, **said: Any) -> Any:
+        if not in_greenlet():  # before a coroutine is made that nobody would await
+            raise MissingGreenlet("a new connection needs SQLAlchemy's greenlet")
+        changes = {
+            name: value
+            for name, value in said.items()
+            if name == "context" or name not in before or before[name] != value
+        }
+        open_connection = find_pool().open_connection
+        if is_adapted:
+            raw = await_only(open_connection(changes))
+            raw.dialect = dialect
+            return raw
+        return of_dialect(async_creator_fn=lambda *_, **__: open_connection(changes))
+
+    dialect.connect = connect
+
+
 def _listen(engine: Engine, options: DatabaseOptions) -> None:
+    event.listen(engine.pool, "connect", refuse_others, insert=True)
     event.listen(engine, "before_cursor_execute", _Touching(engine.dialect.name))
     event.listen(engine, "handle_error", _hear_of_error)
     if (limit := options.timeouts.statement) is not None:

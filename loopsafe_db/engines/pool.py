@@ -29,10 +29,10 @@ from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
-from loopsafe_db.errors import AcquireTimeout, ForeignLoopError
+from loopsafe_db.errors import AcquireTimeout, ForeignLoopError, InvalidSettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -85,6 +85,15 @@ class SharedQueue(Pool):
         else:
             returning.release_nowait(record)
 
+    def prepare_again(self, entry: PoolEntry) -> None:
+        """Have the program's listeners do to a session that was reset what they do to a new one."""
+        connection, dialect = entry.dbapi_connection, self.find_pool().engine.dialect
+        if dialect._on_connect_isolation_level is not None:  # noqa: SLF001
+            dialect.reset_isolation_level(connection)
+        for listener in self.dispatch.connect:
+            if id(listener) not in self.own_listeners:
+                listener(connection, entry)
+
     def recreate(self) -> SharedQueue:
         """Give a pool for an engine that was disposed of: the same, for the connections are shared."""
         return self
@@ -123,6 +132,19 @@ class SharedQueue(Pool):
         return stats.idle + stats.in_use - self.size()
 
 
+def refuse_others(_: Any, record: Any) -> None:
+    """Refuse a connection that a listener of SQLAlchemy's ``do_connect`` has given, in place of one of the pool.
+
+    Raises:
+        InvalidSettingError: It is one.
+    """
+    if not record.lender.has_opened(record.of_driver):
+        raise InvalidSettingError(
+            "a do_connect listener has given a connection of its own, which nobody here could look after: have it "
+            "change the arguments, and give None"
+        )
+
+
 class ConnectionPool:
     """The connections of one handle in one process. Should live as long as the process.
 
@@ -139,12 +161,12 @@ class ConnectionPool:
         direct: Whether a text may go to the driver without a `Connection`.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections and those of other processes.
-        open_connection: Opens one, in SQLAlchemy's greenlet; set by the factory.
+        open_connection: Opens one, with changed arguments if there are any; set by the factory.
         clauses: Those that need no cursor of SQLAlchemy's; None where the driver takes none.
     """
 
     engine: AsyncEngine
-    open_connection: Callable[[], Awaitable[Any]]
+    open_connection: Callable[[Mapping[str, Any]], Awaitable[Any]]
     clauses: Clauses | None
     queue: SharedQueue
     key: LoopKey
@@ -206,6 +228,10 @@ class ConnectionPool:
                 self._raws.discard(known)
         self._raws.add(raw)
         self.counts.opened += 1
+
+    def has_opened(self, raw: Any) -> bool:
+        """Tell whether a connection is one of `opened`."""
+        return raw in self._raws
 
     # -- lending
 
@@ -272,6 +298,11 @@ class ConnectionPool:
         """Have ``init`` do what each new session needs."""
         if self.options.init is not None:
             await self.options.init(user_side(self.driver, raw))
+
+    async def initialise_again(self, entry: PoolEntry) -> None:
+        """Have done to a session that was reset what was done to it when it was new."""
+        await self.initialise(entry.raw)
+        await greenlet_spawn(self.queue.prepare_again, entry)
 
     async def set_up(self, entry: PoolEntry) -> None:
         """Have ``setup`` do what each user needs; where it fails, the connection is ended."""

@@ -182,7 +182,8 @@ class Returning:
         raw, hook = entry.raw, self._pool.options.reset
         touched = entry.touched & ~Touched.USED
         if touched and hook != "never" and self._pool.options.pgbouncer != "transaction":
-            await self._driver.reset_session(raw, touched, partial(self._pool.initialise, raw))
+            initialise = partial(self._pool.initialise_again, entry)
+            await self._driver.reset_session(raw, touched, initialise)
         if callable(hook) and not self._driver.is_closed(raw):
             await hook(user_side(self._driver, raw))
             if self._driver.state(raw) is not _IDLE:

@@ -422,3 +422,123 @@ def test_an_engine_is_made_of_a_configuration() -> None:
     assert (options.pool.max_connections, options.pool.pre_ping) == (2, True)
     with pytest.raises(ConfigurationError, match=r"there is no mine\.url"):
         async_engine_from_config(said, prefix="mine.")
+
+
+# -- what listens, and what DBAPI users expect
+
+
+async def test_a_do_connect_listener_says_how_to_connect(postgres_driver: str) -> None:
+    url = sa.make_url(postgres_driver)
+    engine = create_async_engine(url.set(password="old"), scope=SCOPE)
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def fresh_token(_: Any, __: Any, ___: Any, arguments: dict[str, Any]) -> None:
+        arguments["user"], arguments["password"] = url.username, url.password
+        arguments["host"] = url.host
+
+    async with engine.connect() as connection:
+        assert (await connection.execute(sa.text("SELECT current_user"))).scalar() == url.username
+    assert await Database(engine=engine).fetch_val("SELECT 1") == 1
+    await engine.dispose()
+
+
+async def test_a_do_connect_listener_gives_no_connection_and_no_name_that_is_unknown(
+    postgres_driver: str,
+) -> None:
+    changes: list[Any] = []
+    engine = create_async_engine(postgres_driver, scope=SCOPE)
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def listen(_: Any, __: Any, ___: Any, arguments: dict[str, Any]) -> Any:
+        change = changes.pop()
+        arguments.update(change if isinstance(change, dict) else {})
+        return None if isinstance(change, dict) else change
+
+    changes.append({"no_such_thing": 1})
+    with pytest.raises(ConfigurationError, match="no_such_thing, which is not possible here"):
+        await engine.connect()
+    changes.append(NoConnection())
+    with pytest.raises(ConfigurationError, match="given a connection of its own"):
+        await engine.connect()
+    changes.append({})
+    async with engine.connect() as connection:
+        assert (await connection.execute(sa.text("SELECT 1"))).scalar() == 1
+    await engine.dispose()
+
+
+class NoConnection:
+    driver_connection = None
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_: self
+
+
+async def test_what_a_connect_listener_has_set_outlives_a_reset(postgres_driver: str) -> None:
+    engine = create_async_engine(
+        postgres_driver,
+        scope=SCOPE,
+        pool_size=1,
+        max_overflow=0,
+        isolation_level="SERIALIZABLE",
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SET statement_timeout = 4321")
+        cursor.close()
+        connection.commit()
+
+    shows = sa.text(
+        "SELECT current_setting('statement_timeout'), current_setting('transaction_isolation')"
+    )
+    for text in ("SET statement_timeout = 1234", "SET ROLE postgres", "LISTEN something"):
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(sa.text(text))
+        async with engine.connect() as connection:
+            assert tuple((await connection.execute(shows)).one()) == ("4321ms", "serializable")
+    assert Database(engine=engine).stats().opened == 1
+    await engine.dispose()
+
+
+async def test_a_raw_connection_that_is_closed_without_commit_keeps_nothing(
+    engine: AsyncEngine,
+) -> None:
+    await create(engine)
+
+    def use(connection: Any, *, commits: bool, numbers: tuple[int, ...]) -> None:
+        for number in numbers:
+            cursor = connection.cursor()
+            cursor.execute(f"INSERT INTO things (id) VALUES ({number})")
+            cursor.close()
+            if commits:
+                connection.commit()
+
+    for commits, numbers in ((False, (1,)), (True, (2, 3)), (False, (4,))):
+        raw: Any = await engine.raw_connection()
+        await sa.util.greenlet_spawn(use, raw, commits=commits, numbers=numbers)
+        await sa.util.greenlet_spawn(raw.close)
+    assert await count(engine) == 2
+    await Database(engine=engine).execute("INSERT INTO things (id) VALUES (5)")
+    assert await count(engine) == 3
+
+
+async def test_types_that_psycopg_is_told_of_are_those_of_each_connection(
+    postgres_url: str,
+) -> None:
+    url = sa.make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = create_async_engine(url, native_inet_types=False, json_serializer=lambda _: '"mine"')
+    json = sa.select(sa.cast(sa.literal({}, sa.JSON), sa.JSON))
+    async with engine.connect() as first, engine.connect() as second:
+        for connection in (first, second):
+            assert (await connection.execute(sa.text("SELECT '::1'::inet"))).scalar() == "::1"
+            assert (await connection.execute(json)).scalar() == "mine"
+    await engine.dispose()
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def postgres_driver(request: pytest.FixtureRequest, postgres_url: str) -> str:
+    """The URL of a database, with each driver for it."""
+    url = sa.make_url(postgres_url).set(drivername=f"postgresql+{request.param}")
+    return url.render_as_string(hide_password=False)
