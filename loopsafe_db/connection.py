@@ -710,7 +710,9 @@ class Connection:
         """Await an operation; what fails in a transaction may be why the server does not commit that."""
         try:
             return await operation
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # who is cancelled has the server end the statement, which fails it
             self.note_failure(error)
             raise
 

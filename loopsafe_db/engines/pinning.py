@@ -73,7 +73,7 @@ class Pinned(Protocol):
     def driver_connection(self) -> Any:
         """The driver's own connection, for its users."""
 
-    def note_failure(self, error: Exception) -> None:
+    def note_failure(self, error: BaseException) -> None:
         """Note in the innermost savepoint what has failed there."""
 
     def give_up(self) -> None:
@@ -227,7 +227,7 @@ def _taking_turn(pinned: Pinned, do: Callable[..., T]) -> Callable[..., T]:
         await_only(turn.__aenter__())
         try:
             return do(*args, **options)
-        except Exception as error:
+        except BaseException as error:
             pinned.note_failure(error)
             raise
         finally:

@@ -18,7 +18,7 @@ from loopsafe_db.errors import StatementTimeout, TransactionError
 from tests.conftest import anyio_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
 COUNT = "SELECT count(*) FROM things"
@@ -339,25 +339,32 @@ async def test_a_stranger_that_fails_or_is_cancelled_takes_no_transaction_with_i
     assert await undone.fetch_val(COUNT) == 2
 
 
-async def test_a_stranger_waits_where_a_transaction_has_failed(undone: Database) -> None:
-    async def fail(*, in_session: bool) -> asyncio.Task[Any]:
-        if in_session:
-            async with undone.session() as session:
-                with pytest.raises(sa.exc.DBAPIError):
-                    await session.execute(sa.text("SELECT nothing"))
-                return await seen_by_a_stranger()
-        async with undone.transaction(force_rollback=True):
+@pytest.mark.parametrize("interrupted", [False, True], ids=["failed", "interrupted"])
+async def test_a_stranger_waits_where_a_statement_of_a_transaction_has_failed(
+    undone: Database, *, interrupted: bool
+) -> None:
+    async def fail(run: Callable[[Any], Awaitable[Any]]) -> None:
+        if interrupted:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await run(sa.text(SLOW))
+        else:
             with pytest.raises(Exception, match="nothing"):
-                await undone.fetch_val("SELECT nothing")
-            return await seen_by_a_stranger()
+                await run(sa.text("SELECT nothing"))
 
     async def seen_by_a_stranger() -> asyncio.Task[Any]:
         stranger = asyncio.create_task(undone.fetch_val(COUNT), context=contextvars.Context())
         await asyncio.wait([stranger], timeout=0.1)  # on PostgreSQL it is not done by then
         return stranger
 
-    for in_session in (False, True):
-        assert await (await fail(in_session=in_session)) == 0
+    async with undone.transaction(force_rollback=True):
+        await fail(undone.fetch_val)
+        stranger = await seen_by_a_stranger()
+    assert await stranger == 0
+    async with undone.session() as session:
+        await fail(session.execute)
+        stranger = await seen_by_a_stranger()
+    assert await stranger == 0
 
 
 async def test_who_is_cancelled_while_a_stream_steps_aside_costs_its_reader_no_rows(
