@@ -90,8 +90,8 @@ class MovableTransport(asyncio.Transport):
         self._home = weakref.ref(asyncio.get_running_loop())
         if self._paused or self._lost:
             return False
-        news = False
-        while self._read_ready():
+        news, looks = False, may_have_news(self._heard_at)
+        while looks and self._read_ready():
             news = True
         self.resume_reading()
         return news

@@ -356,7 +356,7 @@ class Lending(Generic[E]):
 
     def take_lost(self) -> list[E]:
         """Take back what is lent in loops that are closed, or was to tasks that are done."""
-        self._post(Slot.RECALL)
+        self.look_again()
         given = set(self._served.values())
         lost = [
             (entry, ref)
@@ -387,7 +387,9 @@ class Lending(Generic[E]):
 
     def look_again(self) -> None:
         """Say that connections may have come free without coming back: their loop is closed."""
-        self._post(Slot.RECALL)
+        # Who begins to wait after this look will see that by itself.
+        if self._lines or self._served:
+            self._post(Slot.RECALL)
 
     def take_idle(self, wanted: Callable[[E], bool]) -> list[E]:
         """Take idle entries out, for good; frees their places."""
