@@ -120,7 +120,7 @@ class Connection:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool, self._driver = pool, pool.driver
-        self._key, self._taken_at = current_key(), ""
+        self._key, self._taken_at = pool.key, ""  # until it is entered
         self._depth = 0  # how often it has been entered
         self._entry: PoolEntry | None = None
         self._begin_anew()
@@ -407,7 +407,8 @@ class Connection:
         if self._owner is not None:  # it was entered before
             self._begin_anew()
         self._owner, self._key, self._taken_at = current_task(), current_key(), place
-        entry = await self._pool.acquire()
+        loop = asyncio.get_running_loop()
+        entry = self._pool.acquire_nowait(loop) or await self._pool.acquire()
         self._entry, self._raw = entry, entry.raw
         entry.taken_at, entry.in_doubt = place, False
         self._enter_block()
@@ -446,15 +447,15 @@ class Connection:
         try:
             await self._pool.returning.make_idle(entry)
         finally:
-            await self._give_back(entry)
+            if self._sqlalchemy is None or not entry.is_open:
+                self._pool.returning.release_nowait(entry)
+            else:
+                await self._give_back(entry, self._sqlalchemy)
 
-    async def _give_back(self, entry: PoolEntry) -> None:
+    async def _give_back(self, entry: PoolEntry, core: sa.Connection) -> None:
         returning, since = self._pool.returning, entry.since
-        if self._sqlalchemy is None or not entry.is_open:
-            returning.release_nowait(entry)
-            return
         try:
-            await greenlet_spawn(self._sqlalchemy.close)  # it releases the connection
+            await greenlet_spawn(core.close)  # it releases the connection
         except BaseException:  # the end of a loop cancels each of its tasks
             if entry.since == since:  # else somebody has it already
                 entry.terminate()
@@ -707,12 +708,10 @@ class Connection:
         return await self._noted((self._settled if begins else self._await)(operation(self._raw)))
 
     async def _noted(self, operation: Awaitable[T]) -> T:
-        """Await an operation; what fails in a transaction may be why the server does not commit that."""
+        """Await an operation; what fails, or is cancelled, may be why the server does not commit its transaction."""
         try:
             return await operation
-        except (
-            BaseException
-        ) as error:  # who is cancelled has the server end the statement, which fails it
+        except BaseException as error:
             self.note_failure(error)
             raise
 

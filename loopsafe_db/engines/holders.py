@@ -6,13 +6,13 @@ import asyncio
 import os
 import sys
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from greenlet import getcurrent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
 _LIBRARIES = tuple(
@@ -28,6 +28,7 @@ def leave_out(package: str) -> None:
     path = getattr(sys.modules.get(package), "__file__", None)
     if path is not None:
         _drivers = tuple({*_drivers, os.path.dirname(path) + os.sep})
+        _is_of_library.cache_clear()
 
 
 def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str:
@@ -45,24 +46,17 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
 
 def caller() -> str:
     """Name the file and line outside this library that called it."""
-    for frame in _frames():
-        if not _is_inside(frame):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    return "an unknown place"
-
-
-def _frames() -> Iterator[FrameType]:
-    """Give the frames of who calls, the innermost first, and of those that SQLAlchemy's greenlet was started by."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    greenlet = getcurrent()
-    while True:
+    greenlet = None
+    while frame is not None:
         while frame is not None:
-            yield frame
+            if not _is_inside(frame):
+                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
             frame = frame.f_back
-        if greenlet.parent is None:
-            return
-        greenlet = greenlet.parent
-        frame = greenlet.gr_frame
+        # SQLAlchemy's greenlet was started by another
+        greenlet = (getcurrent() if greenlet is None else greenlet).parent
+        frame = None if greenlet is None else greenlet.gr_frame
+    return "an unknown place"
 
 
 def waits_at(task: asyncio.Task[Any] | None) -> str:
@@ -80,8 +74,11 @@ def waits_at(task: asyncio.Task[Any] | None) -> str:
 def _is_inside(frame: FrameType) -> bool:
     """Tell whether a line is of a library; what SQLAlchemy makes at run time has its module, but no file."""
     filename = frame.f_code.co_filename
-    return (
-        filename.startswith((*_LIBRARIES, *_drivers))
-        or filename.endswith("contextlib.py")
-        or str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
-    )
+    if filename.startswith("<"):
+        return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
+    return _is_of_library(filename)
+
+
+@lru_cache(1024)
+def _is_of_library(filename: str) -> bool:
+    return filename.startswith((*_LIBRARIES, *_drivers)) or filename.endswith("contextlib.py")
