@@ -39,7 +39,7 @@
         ├── LockTimeout           LDB410   a lock was not free in time (also TimeoutError)
         └── ReadOnlyError         LDB411   the server, or the transaction, takes no writes
 
-`loopsafe_db.testing` has some of its own: LDB501 to LDB504.
+`loopsafe_db.testing` has some of its own: LDB501 to LDB504; `loopsafe_db.integrations.conductor` LDB601 and LDB602.
 
 What the server says of a statement (a unique violation, a syntax error) arrives as the driver's own
 exception. LDB406 to LDB411 are of the driver's class, too: see `loopsafe_db.failures`. The reference has a page

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conductor.client.worker.worker import Worker
-
+from loopsafe_db.integrations.conductor import FleetWorker, read_logs, read_reports
 from reflector_workers.conductor import ConductorAnswerError, ConductorClient
 from reflector_workers.domain import MeetingError, Track, Turn
 from reflector_workers.error_rate import compare
-from reflector_workers.fleet import WorkerClass, running_fleet
-from reflector_workers.lifecycle import read_logs, read_reports
+from reflector_workers.fleet import meeting_fleet
 from reflector_workers.outcome import Outcome, Result
 from reflector_workers.progress import WorkflowState, watch
 from reflector_workers.recordings import MeetingFolder, read_meeting, read_reference
@@ -60,7 +58,9 @@ class DemoOptions:
     starts: Mapping[str, float] = field(default_factory=dict)
 
 
-def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass = Worker) -> Outcome:
+def run_demo(
+    options: DemoOptions, console: Console, worker_class: type[FleetWorker] = FleetWorker
+) -> Outcome:
     """Run the meeting through the fleet; bounded in time.
 
     Args:
@@ -83,7 +83,7 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
         ConductorClient(stage.conductor_url) as conductor,
     ):
         folder = Path(name)
-        with running_fleet(stage.conductor_url, folder, worker_class) as handler:
+        with meeting_fleet(stage.conductor_url, folder, worker_class) as fleet:
             workflows = _run_workflows(options, meeting, conductor, console)
             when_done = asyncio.run(open_sessions(stage.application))
         completed = all(workflow.completed for workflow in workflows)
@@ -94,8 +94,8 @@ def run_demo(options: DemoOptions, console: Console, worker_class: WorkerClass =
             result=asyncio.run(_collect(options, meeting, workflows, reference))
             if completed
             else None,
-            processes=read_reports(folder),
-            process_count=len(handler.task_runner_processes),
+            processes=[report for report in read_reports(folder) if report.ended],
+            process_count=fleet.process_count,
             sessions_when_done=when_done,
             sessions_left_open=asyncio.run(sessions_left_open(stage.application)),
             log=read_logs(folder),

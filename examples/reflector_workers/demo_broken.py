@@ -5,7 +5,7 @@ process unpickles is a `BrokenWorker`; importing its module puts the `get_databa
 `loopsafe_db`, so that every worker module, unchanged, imports it from there. Everything else is
 real: the pool is asyncpg's own, and so are the errors.
 
-How it goes wrong: `running.run_job` asks for the database before it calls `asyncio.run`, so the
+How it goes wrong: `running.run_meeting_job` asks for the database before it calls `asyncio.run`, so the
 ContextVar is set in the thread of the SDK's pool and stays there. The thread's first job fills the
 pool with connections of its event loop, which ends with the job. The second job finds them.
 """
@@ -22,12 +22,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from conductor.client.worker.worker import Worker
 from sqlalchemy import ClauseElement, make_url, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.sql.compiler import SQLCompiler
 
 import loopsafe_db
+from loopsafe_db.integrations.conductor import FleetWorker
 
 URL_VARIABLE = "LOOPSAFE_DB_URL"
 Query = str | ClauseElement
@@ -103,7 +103,7 @@ def get_database() -> Database:
     return database
 
 
-class BrokenWorker(Worker):  # type: ignore[misc]
+class BrokenWorker(FleetWorker):
     """The SDK's worker, unchanged; unpickling one imports this module before any worker module."""
 
 

@@ -1,16 +1,14 @@
 """What the jobs speak about: stretches of speech, speaker turns, and what crosses JSON.
 
 Everything is frozen. Conductor turns every input and output into JSON, so a worker receives plain
-dictionaries; `from_json` makes domain objects of them again, or says which field is wrong.
+dictionaries; `loopsafe_db.integrations.conductor` makes domain objects of them again, or says which field is wrong.
 """
 
 from __future__ import annotations
 
-from typing import Self, TypeVar
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
-
-T = TypeVar("T")
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class MeetingError(ValueError):
@@ -87,6 +85,8 @@ class TrackSpeech(Value):
 class DetectedTrack(Value):
     """What a ``detect_speech`` job hands on: ids only, the segments are in the database."""
 
+    model_config = ConfigDict(extra="ignore")  # a newer worker may say more
+
     track_id: int
     position: int
     segment_count: int
@@ -99,15 +99,6 @@ class Output(Value):
     content: str
 
 
-def from_json(kind: type[T], data: object) -> T:
-    """Rebuild a domain object, or a container of them, from what JSON left of it.
-
-    Raises:
-        ValueError: The data does not fit; the text names each wrong field.
-    """
-    return TypeAdapter(kind).validate_python(data)
-
-
 def to_json(value: Value) -> dict[str, object]:
-    """What `from_json` reads back: dictionaries, lists, texts and numbers."""
+    """What crosses JSON: dictionaries, lists, texts and numbers."""
     return value.model_dump(mode="json")

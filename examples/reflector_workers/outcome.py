@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from loopsafe_db.integrations.conductor import ProcessReport
     from reflector_workers.domain import Turn
     from reflector_workers.error_rate import Comparison
-    from reflector_workers.lifecycle import ProcessReport
     from reflector_workers.progress import WorkflowState
     from reflector_workers.recordings import MeetingFolder
     from reflector_workers.storage.job_log import JobCounts

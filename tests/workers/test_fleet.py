@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import reflector_workers
+from loopsafe_db.integrations.conductor import code_version
 from reflector_workers.conductor import ConductorClient, StandInServer
-from reflector_workers.fleet import running_fleet
-from reflector_workers.lifecycle import code_version
+from reflector_workers.fleet import MODULES, meeting_fleet
 from reflector_workers.progress import JobState, WorkflowState, watch
 from reflector_workers.storage.speech import turns_controller
 from tests.workers.support import row_counts
@@ -79,7 +79,7 @@ def test_the_job_of_a_killed_worker_is_done_by_another_and_leaves_one_result(
     monkeypatch.setenv("LOOPSAFE_DB_URL", loopsafe_db_url)
     killer = Killer()
 
-    with running_fleet(conductor.base_url, tmp_path):
+    with meeting_fleet(conductor.base_url, tmp_path):
         workflow_id = conductor.start_workflow(
             "reflector_diarization", {"folder": str(long_meeting)}
         )
@@ -89,7 +89,7 @@ def test_the_job_of_a_killed_worker_is_done_by_another_and_leaves_one_result(
     assert state.completed
     assert {job.status for job in state.failures} == {"TIMED_OUT"}
     assert killer.victim is not None
-    assert killer.victim.worker_id.endswith(code_version())
+    assert killer.victim.worker_id.endswith(code_version(MODULES[0]))
     turns = asyncio.run(turns_controller.get_by_meeting(int(state.output["meeting_id"])))
     counts = row_counts()
     assert (counts["meetings"], counts["tracks"], counts["outputs"]) == (1, 2, 3)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loopsafe_db.integrations.conductor import Job
 from reflector_workers.domain import Segment, Turn
-from reflector_workers.job import Job
 from reflector_workers.storage.schema import create_schema
 from reflector_workers.storage.speech import segments_controller, turns_controller
 from reflector_workers.workers.detect_speech import detect_speech

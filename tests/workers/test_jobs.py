@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 import reflector_workers
-from reflector_workers import fleet
+from loopsafe_db.integrations.conductor import InvalidInput, join_results
+from loopsafe_db.integrations.conductor.fleet import make_workers
+from reflector_workers.domain import DetectedTrack
+from reflector_workers.fleet import MODULES, PROCESSES
 from reflector_workers.rttm import read_rttm
 from reflector_workers.storage.job_log import job_log_controller
 from reflector_workers.storage.outputs import outputs_controller
 from reflector_workers.storage.speech import turns_controller
 from reflector_workers.workers.detect_speech import detect_speech
-from reflector_workers.workers.merge_turns import in_order, merge_turns
+from reflector_workers.workers.merge_turns import merge_turns
 from reflector_workers.workers.prepare_meeting import prepare_meeting
 from tests.workers.support import WriteWav, deliver, diarize, output_of, row_counts
 
@@ -93,13 +96,20 @@ def test_branches_are_ordered_by_number_not_by_text_or_completion() -> None:
         for index in (2, 11, 0, 10, 1, 9)
     }
 
-    assert [track.position for track in in_order(branches)] == [0, 1, 2, 9, 10, 11]
+    assert [track.position for track in join_results(branches, DetectedTrack)] == [
+        0,
+        1,
+        2,
+        9,
+        10,
+        11,
+    ]
 
 
 @pytest.mark.parametrize("branch", [None, {}, {"track_id": 1}, {"track_id": "one"}, "lost"])
 def test_a_branch_that_is_no_track_is_refused(branch: object) -> None:
-    with pytest.raises(ValueError, match="_detect_speech_0"):
-        in_order({"_detect_speech_0": branch})
+    with pytest.raises(InvalidInput, match="_detect_speech_0"):
+        join_results({"_detect_speech_0": branch}, DetectedTrack)
 
 
 def test_a_join_without_one_of_its_branches_is_refused(
@@ -138,23 +148,22 @@ def test_every_step_of_the_workflow_has_a_definition_and_a_worker() -> None:
         if task["type"] == "FORK_JOIN_DYNAMIC"
     }
 
-    workers = {worker.task_definition_name for worker in fleet.make_workers()}
+    workers = {worker.task_definition_name for worker in make_workers(MODULES, PROCESSES)}
 
     assert steps | forked == {each["name"] for each in definitions} == workers
 
 
 def test_sync_workers_have_several_threads_and_one_worker_is_async() -> None:
-    workers = fleet.own_workers()
+    workers = make_workers(MODULES, {})
 
     assert all(worker.thread_count >= 3 for worker in workers)
     assert any(inspect.iscoroutinefunction(worker.execute_function) for worker in workers)
 
 
 @pytest.mark.parametrize(
-    "worker", fleet.own_workers(), ids=lambda worker: worker.task_definition_name
+    "worker", make_workers(MODULES, {}), ids=lambda worker: worker.task_definition_name
 )
 def test_the_sdk_can_read_the_annotations_of_every_worker(worker: Any) -> None:
-    # texts, which `from __future__ import annotations` makes of them, fail every job
     parameters = inspect.signature(worker.execute_function).parameters.values()
 
-    assert {parameter.annotation for parameter in parameters} <= {int, str, object}
+    assert {parameter.annotation for parameter in parameters} == {str}

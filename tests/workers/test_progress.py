@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import reflector_workers
+from loopsafe_db.integrations.conductor import ProcessReport
 from reflector_workers.conductor import ConductorClient, StandInServer
-from reflector_workers.lifecycle import ProcessReport
 from reflector_workers.outcome import Outcome
 from reflector_workers.progress import (
     WorkflowState,

@@ -16,7 +16,7 @@ from reflector_workers.storage.schema import job_log
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reflector_workers.job import Job
+    from loopsafe_db.integrations.conductor import Job
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from loopsafe_db import get_database
 from reflector_workers.domain import Meeting, Track
 
 if TYPE_CHECKING:
-    from reflector_workers.job import Job
+    from loopsafe_db.integrations.conductor import Job
     from reflector_workers.recordings import MeetingFolder
 
 

@@ -8,7 +8,7 @@ from loopsafe_db import get_database
 from reflector_workers.domain import Output
 
 if TYPE_CHECKING:
-    from reflector_workers.job import Job
+    from loopsafe_db.integrations.conductor import Job
 
 
 class OutputsController:

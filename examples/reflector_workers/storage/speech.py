@@ -14,7 +14,7 @@ from reflector_workers.storage import schema
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reflector_workers.job import Job
+    from loopsafe_db.integrations.conductor import Job
 
 
 class SegmentsController:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loopsafe_db.integrations.conductor import Job
 from loopsafe_db.testing import assert_queries
 from reflector_workers.domain import Turn
-from reflector_workers.job import Job
 from reflector_workers.storage.speech import turns_controller
 from reflector_workers.workers.merge_turns import merge_turns
 

@@ -4,18 +4,19 @@ from pathlib import Path
 
 from conductor.client.worker.worker_task import worker_task
 
+from loopsafe_db.integrations.conductor import Job, JSONObject, checked
 from reflector_workers import speech
 from reflector_workers.audio import Recording
 from reflector_workers.domain import DetectedTrack, to_json
-from reflector_workers.job import Job
 from reflector_workers.storage.meetings import tracks_controller
 from reflector_workers.storage.speech import segments_controller
-from reflector_workers.workers.running import JSONObject, run_job
+from reflector_workers.workers.running import run_meeting_job
 
 
 @worker_task(  # type: ignore[untyped-decorator]
     task_definition_name="detect_speech", thread_count=3, lease_extend_enabled=True
 )
+@checked
 def detect_speech(track_id: int) -> JSONObject:
     """Store the stretches of speech of one track; a `DetectedTrack` goes on."""
 
@@ -30,4 +31,4 @@ def detect_speech(track_id: int) -> JSONObject:
             DetectedTrack(track_id=track.id, position=track.position, segment_count=len(segments))
         )
 
-    return run_job(work)
+    return run_meeting_job(work)

@@ -4,18 +4,19 @@ from pathlib import Path
 
 from conductor.client.worker.worker_task import worker_task
 
+from loopsafe_db.integrations.conductor import Job, JSONObject, checked
 from reflector_workers.domain import Output
-from reflector_workers.job import Job
 from reflector_workers.recordings import read_reference
 from reflector_workers.rttm import write_rttm
 from reflector_workers.storage.meetings import meetings_controller, tracks_controller
 from reflector_workers.storage.outputs import outputs_controller
 from reflector_workers.storage.speech import turns_controller
 from reflector_workers.timeline import draw_page, draw_svg, make_timeline
-from reflector_workers.workers.running import JSONObject, run_job
+from reflector_workers.workers.running import run_meeting_job
 
 
 @worker_task(task_definition_name="finalize", thread_count=3)  # type: ignore[untyped-decorator]
+@checked
 def finalize(meeting_id: int, turn_count: int) -> JSONObject:
     """Store the RTTM and the pictures; their ids by kind go on."""
 
@@ -29,7 +30,7 @@ def finalize(meeting_id: int, turn_count: int) -> JSONObject:
             },
         }
 
-    return run_job(work)
+    return run_meeting_job(work)
 
 
 async def _documents(meeting_id: int, turn_count: int) -> list[Output]:

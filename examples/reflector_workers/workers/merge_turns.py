@@ -2,15 +2,16 @@
 
 from conductor.client.worker.worker_task import worker_task
 
+from loopsafe_db.integrations.conductor import Job, JSONObject, checked, join_results
 from reflector_workers import turns
-from reflector_workers.domain import DetectedTrack, Track, TrackSpeech, from_json
-from reflector_workers.job import Job, current_job
+from reflector_workers.domain import DetectedTrack, Track, TrackSpeech
 from reflector_workers.storage.meetings import tracks_controller
 from reflector_workers.storage.speech import segments_controller, turns_controller
-from reflector_workers.workers.running import JSONObject, do_job
+from reflector_workers.workers.running import do_meeting_job
 
 
 @worker_task(task_definition_name="merge_turns", thread_count=3)  # type: ignore[untyped-decorator]
+@checked
 async def merge_turns(meeting_id: int, detected: object) -> JSONObject:
     """Store a meeting's turns.
 
@@ -24,20 +25,14 @@ async def merge_turns(meeting_id: int, detected: object) -> JSONObject:
     """
 
     async def work(job: Job) -> JSONObject:
-        tracks = in_order(detected)
+        tracks = join_results(detected, DetectedTrack)
         await _check_complete(meeting_id, tracks)
         heard = [await _speech_of(track) for track in tracks]
         merged = turns.merge_turns(heard)
         await turns_controller.replace(job, meeting_id, merged)
         return {"meeting_id": meeting_id, "turn_count": len(merged)}
 
-    return await do_job(current_job(), work)
-
-
-def in_order(detected: object) -> list[DetectedTrack]:
-    """The JOIN's branches by track number; as text, ``_detect_speech_10`` comes before ``_2``."""
-    branches = from_json(dict[str, DetectedTrack], detected)
-    return sorted(branches.values(), key=lambda track: track.position)
+    return await do_meeting_job(work)
 
 
 async def _speech_of(detected: DetectedTrack) -> TrackSpeech:

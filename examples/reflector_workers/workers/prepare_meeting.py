@@ -5,17 +5,17 @@ from pathlib import Path
 
 from conductor.client.worker.worker_task import worker_task
 
-from reflector_workers.domain import from_json
-from reflector_workers.job import Job
+from loopsafe_db.integrations.conductor import Job, JSONObject, checked
 from reflector_workers.recordings import read_meeting
 from reflector_workers.storage.meetings import meetings_controller, tracks_controller
-from reflector_workers.workers.running import JSONObject, run_job
+from reflector_workers.workers.running import run_meeting_job
 
 
 @worker_task(  # type: ignore[untyped-decorator]
     task_definition_name="prepare_meeting", thread_count=3, lease_extend_enabled=True
 )
-def prepare_meeting(folder: str, starts: object = None) -> JSONObject:
+@checked
+def prepare_meeting(folder: str, starts: dict[str, float] | None = None) -> JSONObject:
     """Store a meeting and its tracks.
 
     Args:
@@ -27,8 +27,7 @@ def prepare_meeting(folder: str, starts: object = None) -> JSONObject:
     """
 
     async def work(job: Job) -> JSONObject:
-        said = from_json(dict[str, float], starts or {})
-        meeting = await asyncio.to_thread(read_meeting, Path(folder), said)
+        meeting = await asyncio.to_thread(read_meeting, Path(folder), starts or {})
         meeting_id = await meetings_controller.add(job, meeting)
         tracks = await tracks_controller.get_by_meeting(meeting_id)
         return {
@@ -37,4 +36,4 @@ def prepare_meeting(folder: str, starts: object = None) -> JSONObject:
             "tracks": [{"track_id": track.id} for track in tracks],
         }
 
-    return run_job(work)
+    return run_meeting_job(work)

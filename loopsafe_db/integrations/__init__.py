@@ -1,0 +1,1 @@
+"""Thin modules over other people's frameworks: each wants its package, and is imported by name only."""

@@ -1,0 +1,285 @@
+"""The life of one worker process: its name, its jobs, and an end that loses none of them.
+
+conductor-python gives worker processes SIGTERM's default action (the jobs in flight are abandoned, nothing is
+closed), the host's name as worker id, and a life of their own once the parent was killed. It has two places for code
+of ours in each of them: the worker object that it polls for, and event listeners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conductor.client.http.api.task_resource_api import TaskResourceApi
+from conductor.client.http.api_client import ApiClient
+from conductor.client.http.models.task_result import TaskResult
+from conductor.client.worker.worker import Worker
+
+from loopsafe_db.integrations.conductor.logs import redirect_output
+from loopsafe_db.integrations.conductor.reports import ProcessReport, write_if_there
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from conductor.client.configuration.configuration import Configuration
+    from conductor.client.event.task_runner_events import (
+        TaskExecutionCompleted,
+        TaskExecutionFailure,
+        TaskExecutionStarted,
+    )
+
+_LOOK_SECONDS = 0.1
+_REPORT_SECONDS = 1.0
+_SETTLE_SECONDS = 0.05  # what the last poll has brought has begun by then
+
+_log = logging.getLogger("loopsafe_db.conductor")
+
+
+@dataclass
+class FleetTerms:
+    """What a fleet tells each of its worker processes.
+
+    Attributes:
+        fleet_pid: The process that starts them.
+        configuration: Of the SDK: where Conductor is.
+        version: Of the code; None for a hash of it.
+        grace: Seconds that jobs in flight have when the fleet stops.
+        folder: For logs and reports.
+        logger_pid: The SDK's log process, which would outlive a killed parent.
+    """
+
+    fleet_pid: int
+    configuration: Configuration
+    version: str | None
+    grace: float
+    folder: Path | None
+    logger_pid: int = 0
+
+
+class FleetWorker(Worker):  # type: ignore[misc]
+    """The SDK's worker, named after its process, and asked before each poll whether to go on."""
+
+    terms: FleetTerms | None = None
+
+    def get_task_definition_name(self) -> str:
+        """The kind of job; a runner asks for it before anything else, so the process begins its life here."""
+        self._process()
+        name: str = super().get_task_definition_name()
+        return name
+
+    def get_identity(self) -> str:
+        """Host, pid and version of the code."""
+        process = self._process()
+        identity: str = super().get_identity() if process is None else process.worker_id
+        return identity
+
+    @property
+    def paused(self) -> bool:
+        """Whether not to poll: both runners look before they do."""
+        process = self._process()
+        return self._paused or (process is not None and process.must_not_poll())
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self._paused = value
+
+    def _process(self) -> WorkerProcess | None:
+        terms = self.terms
+        if terms is None or os.getpid() == terms.fleet_pid:
+            return None
+        return _enter(terms, self.execute_function, str(self.task_definition_name))
+
+
+class JobWatch:
+    """An event listener that knows which jobs this process has."""
+
+    def on_task_execution_started(self, event: TaskExecutionStarted) -> None:
+        """Note a job; refuse it if the process is about to end."""
+        if _here is not None:
+            _here.begin(event.task_id, event.workflow_instance_id)
+
+    def on_task_execution_completed(self, event: TaskExecutionCompleted) -> None:
+        """Note that a job is done, and about to be reported."""
+        if _here is not None:
+            _here.done(event.task_id)
+
+    def on_task_execution_failure(self, event: TaskExecutionFailure) -> None:
+        """Note that a job has failed, and is about to be reported."""
+        if _here is not None:
+            _here.done(event.task_id)
+
+
+@dataclass
+class _Delivery:
+    """A job that is here. It is done before Conductor knows: `task` ends after that, a thread's job does not say."""
+
+    workflow_id: str
+    task: asyncio.Task[Any] | None
+    done: bool = False
+
+    @property
+    def is_in_the_way(self) -> bool:
+        return not self.done if self.task is None else not self.task.done()
+
+
+class WorkerProcess:
+    """This process, as a worker of a fleet."""
+
+    def __init__(self, terms: FleetTerms, version: str, job_type: str) -> None:
+        self.worker_id = f"{socket.gethostname()}/{os.getpid()}/{version}"
+        self._terms, self._job_type = terms, job_type
+        self._jobs: dict[str, _Delivery] = {}
+        self._parent_pid = os.getppid()
+        self._asked_at: float | None = (
+            None  # when to stop; no Event: a signal handler must not take its lock
+        )
+
+    def begin_life(self) -> None:
+        """Take over what the SDK leaves to chance: output, SIGTERM, the parent's death."""
+        redirect_output(self._terms.folder, self._job_type)
+        Finalize(
+            self, self._report, kwargs={"ended": True}, exitpriority=0
+        )  # atexit is for spawned children only
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        threading.Thread(target=self._watch, name="loopsafe-worker-watch", daemon=True).start()
+
+    def begin(self, task_id: str, workflow_id: str) -> None:
+        """Note a job, in the thread or the task that does it.
+
+        A poll that was under way brings jobs though the process is to end, and so does the report of one that is
+        done: they go back.
+        """
+        if self._asked_at is not None:
+            self._hand_back(task_id, workflow_id)
+            raise asyncio.CancelledError  # no Exception, which the SDK would swallow
+        self._jobs[task_id] = _Delivery(workflow_id, _current_task())
+
+    def done(self, task_id: str) -> None:
+        """Note that a job is done."""
+        if task_id in self._jobs:
+            self._jobs[task_id].done = True
+        for other, delivery in list(self._jobs.items()):
+            if other != task_id and not delivery.is_in_the_way:
+                self._jobs.pop(other, None)
+
+    def must_not_poll(self) -> bool:
+        """Whether the process is to end. Ends it, between two polls, once no job is in the way."""
+        if self._asked_at is None:
+            return False
+        is_main = threading.current_thread() is threading.main_thread()
+        settled = time.monotonic() - self._asked_at > _SETTLE_SECONDS
+        if is_main and settled and not self._in_flight():
+            raise SystemExit(0)
+        return True
+
+    def _in_flight(self) -> dict[str, _Delivery]:
+        return {id: job for id, job in list(self._jobs.items()) if job.is_in_the_way}
+
+    def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+
+    def _watch(self) -> None:
+        reported = 0.0
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            if self._is_orphan():
+                self._leave_with_the_parent()
+            if self._asked_at is not None and time.monotonic() > self._asked_at + self._terms.grace:
+                self._give_up()
+            if time.monotonic() > reported + _REPORT_SECONDS:
+                reported = time.monotonic()
+                self._report(ended=False)
+
+    def _is_orphan(self) -> bool:
+        # Forked siblings hold the pipe that tells of the parent's end; a forkserver is everybody's parent.
+        parent = multiprocessing.parent_process()
+        return os.getppid() != self._parent_pid or (parent is not None and not parent.is_alive())
+
+    def _leave_with_the_parent(self) -> None:
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            if self._terms.logger_pid:
+                with suppress(ProcessLookupError):
+                    os.kill(self._terms.logger_pid, signal.SIGTERM)
+
+    def _give_up(self) -> None:
+        """End without the jobs that are still here. Those of a thread may be reported already: that changes nothing."""
+        for task_id, job in list(self._jobs.items()):
+            if job.task is None or not job.task.done():
+                self._hand_back(task_id, job.workflow_id)
+        self._report(ended=True)
+        with suppress(ValueError, OSError):
+            sys.stdout.flush()
+        os._exit(0)
+
+    def _hand_back(self, task_id: str, workflow_id: str) -> None:
+        """Have Conductor deliver a job again at once; its tries are not spent."""
+        result = TaskResult(
+            task_id=task_id,
+            workflow_instance_id=workflow_id,
+            worker_id=self.worker_id,
+            status="IN_PROGRESS",
+            callback_after_seconds=0,
+        )
+        try:
+            TaskResourceApi(ApiClient(configuration=self._terms.configuration)).update_task(result)
+        except Exception:  # noqa: BLE001  (the server is away, or refuses: the response timeout is left)
+            _log.warning(
+                "job %s of workflow %s could not be given back", task_id, workflow_id, exc_info=True
+            )
+        else:
+            _log.warning(
+                "job %s of workflow %s is given back: this worker ends", task_id, workflow_id
+            )
+
+    def _report(self, *, ended: bool) -> None:
+        report = ProcessReport.of_this_process(
+            self.worker_id, self._job_type, len(self._in_flight()), ended=ended
+        )
+        write_if_there(report, self._terms.folder)
+
+
+_here: WorkerProcess | None = None
+_pid_here = 0
+
+
+def _enter(terms: FleetTerms, function: Any, job_type: str) -> WorkerProcess:
+    """This process's life, which begins with the first question in it."""
+    global _here, _pid_here
+    if _here is None or _pid_here != os.getpid():
+        _pid_here = os.getpid()
+        _here = WorkerProcess(terms, terms.version or code_version(function.__module__), job_type)
+        _here.begin_life()
+    return _here
+
+
+def code_version(module: str) -> str:
+    """Eight letters that change with the code of a module's whole package: tells an old worker from a new one."""
+    top = sys.modules[module.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in files or [Path(str(top.__file__))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None

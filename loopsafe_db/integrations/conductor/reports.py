@@ -1,0 +1,94 @@
+"""What worker processes leave in a folder: how they are, once a second and at their end, and what they print."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from loopsafe_db.snapshot import snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """What a worker process says of itself.
+
+    Attributes:
+        pid: The process.
+        worker_id: Its name at Conductor: host, pid and version of the code.
+        loops: Event loops in which it has used the database.
+        opened: Connections that it has opened.
+        reused: How often a connection was used that was open already.
+        job_type: The kind of jobs that it does.
+        jobs: How many it does now.
+        loops_alive: Event loops that hold a database now.
+        idle: Connections that wait to be used.
+        in_use: Connections that are in use.
+        waiting: Callers that wait for one.
+        ended: Whether this is the last one: the process has ended in good order.
+    """
+
+    pid: int
+    worker_id: str
+    loops: int
+    opened: int
+    reused: int
+    job_type: str = ""
+    jobs: int = 0
+    loops_alive: int = 0
+    idle: int = 0
+    in_use: int = 0
+    waiting: int = 0
+    ended: bool = False
+
+    @classmethod
+    def of_this_process(
+        cls, worker_id: str, job_type: str, jobs: int, *, ended: bool
+    ) -> ProcessReport:
+        """Look at what is open here."""
+        seen = snapshot()
+        return cls(
+            pid=seen.pid,
+            worker_id=worker_id,
+            loops=seen.loops_seen,
+            opened=seen.opened,
+            reused=seen.reused,
+            job_type=job_type,
+            jobs=jobs,
+            loops_alive=seen.loops_alive,
+            idle=sum(pool.idle for pool in seen.pools),
+            in_use=sum(pool.in_use for pool in seen.pools),
+            waiting=sum(pool.waiting for pool in seen.pools),
+            ended=ended,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Put it where the one before is; whoever reads finds one of the two, whole."""
+        path = folder / f"{self.pid}.json"
+        path.with_suffix(".part").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        path.with_suffix(".part").rename(path)
+
+
+def read_reports(folder: Path) -> list[ProcessReport]:
+    """The newest report of each process."""
+    return [
+        ProcessReport(**json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(folder.glob("*.json"))
+    ]
+
+
+def read_logs(folder: Path) -> str:
+    """What the worker processes wrote to their standard output and error."""
+    logs = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.log")]
+    return "\n".join(log for log in logs if log.strip())
+
+
+def write_if_there(report: ProcessReport, folder: Path | None) -> None:
+    """Write a report, unless nobody wants it, or the folder has gone with the fleet that did."""
+    if folder is not None:
+        with suppress(FileNotFoundError):
+            report.write(folder)

@@ -1,0 +1,201 @@
+"""A fleet of the library on a Conductor: it starts in every way, and its end loses no job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from loopsafe_db import Database
+from loopsafe_db.integrations.conductor import read_reports
+from tests.docs.test_docs import ROOT
+from tests.workers.conductor.rest import PATIENCE, by_reference, simple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.workers.conductor.rest import Server
+
+KINDS = ("in_thread", "in_loop")
+ON_THE_STAND_IN = pytest.mark.parametrize(
+    "conductor", ["stand_in"], indirect=True
+)  # no matter of the server
+MAIN = """
+from pathlib import PosixPath
+import sys
+from loopsafe_db.integrations.conductor import run_workers
+if __name__ == "__main__":
+    sys.exit(run_workers({url!r}, ["tests.workers.fleet_jobs"], {options}))
+"""
+
+
+@dataclass
+class Program:
+    """A program that runs a fleet, and what it leaves."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def begun(self, workflow: str, times: int = 1) -> list[int]:
+        """Wait until a job of a workflow has begun; by which processes."""
+        give_up = time.monotonic() + PATIENCE
+        while len(found := list(self.folder.glob(f"{workflow}.begun.*"))) < times:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < give_up, f"{workflow} has not begun"
+            time.sleep(0.02)
+        return [int(path.suffix[1:]) for path in found]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def start(conductor: Server, postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start programs that run a fleet; what is left of one is killed after the test."""
+    started: list[subprocess.Popen[str]] = []
+    database = Database(postgres_url)
+    asyncio.run(database.execute("CREATE TABLE done (workflow text PRIMARY KEY)"))
+
+    def start(**options: object) -> Program:
+        path = tmp_path / f"fleet_{len(started)}.py"
+        keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        path.write_text(MAIN.format(url=conductor.url, options=keywords))
+        process = subprocess.Popen(
+            [sys.executable, str(path)],
+            env=os.environ
+            | {
+                "LOOPSAFE_DB_URL": postgres_url,
+                "FLEET_NOTES": str(tmp_path),
+                "PYTHONPATH": f"{ROOT}",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return Program(process, tmp_path)
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+class Jobs:
+    """Workflows of one job."""
+
+    def __init__(self, conductor: Server) -> None:
+        self._conductor, self._suffix = conductor, secrets.token_hex(4)
+        for kind in KINDS:
+            conductor.register(kind, retryCount=1, retryDelaySeconds=0, responseTimeoutSeconds=60)
+            conductor.define(
+                f"{kind}_{self._suffix}",
+                [simple(kind, "only", seconds="${workflow.input.seconds}")],
+            )
+
+    def begin(self, kind: str, seconds: float) -> str:
+        return self._conductor.start(f"{kind}_{self._suffix}", seconds=seconds)
+
+    def end(self, workflow: str) -> dict[str, object]:
+        """The one attempt at the job, which must have been enough."""
+        ended = self._conductor.ended(workflow)
+        assert ended["status"] == "COMPLETED", ended
+        assert len(ended["tasks"]) == 1, ended
+        task: dict[str, object] = by_reference(ended)["only"]
+        return task
+
+
+@pytest.fixture
+def jobs(conductor: Server) -> Jobs:
+    return Jobs(conductor)
+
+
+@ON_THE_STAND_IN
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_every_way_to_start_has_the_same_names_reports_and_end(
+    method: str, start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+) -> None:
+    program = start(start_method=method, version="v7", folder=tmp_path)
+    done = [jobs.end(jobs.begin(kind, 0)) for kind in KINDS]
+
+    assert program.stop() == 0
+
+    reports = {report.worker_id: report for report in read_reports(tmp_path)}
+    assert {str(task["workerId"]) for task in done} == set(reports)
+    for worker_id, report in reports.items():
+        assert worker_id.endswith(f"/{report.pid}/v7")
+        assert (report.ended, report.loops, report.opened) == (True, 1, 1)
+        assert not psutil.pid_exists(report.pid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_in_flight_is_finished_and_reported_when_the_fleet_stops(
+    kind: str, start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(grace=20.0)
+    workflow = jobs.begin(kind, 2.0)
+    (pid,) = program.begun(workflow)
+
+    assert program.stop() == 0
+
+    assert f"/{pid}/" in str(jobs.end(workflow)["workerId"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_that_does_not_end_in_time_goes_to_the_next_fleet_at_once(
+    kind: str, start: Callable[..., Program], jobs: Jobs
+) -> None:
+    old = start(grace=0.3, version="old")
+    workflow = jobs.begin(kind, 3.0)
+    old.begun(workflow)
+
+    assert old.stop() == 0
+
+    new = start(version="new", grace=20.0)
+    task = jobs.end(workflow)  # one attempt, though the response timeout is a minute
+    assert str(task["workerId"]).endswith("/new")
+    assert len(new.begun(workflow, 2)) == 2
+    assert "is given back" in old.process.communicate()[0]
+
+
+@ON_THE_STAND_IN
+def test_a_fleet_whose_parent_is_killed_ends_too(
+    start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+) -> None:
+    program = start(grace=0.3, folder=tmp_path)
+    for kind in KINDS:
+        jobs.end(jobs.begin(kind, 0))
+    left = psutil.Process(program.process.pid).children(recursive=True)
+
+    program.process.kill()
+    _, alive = psutil.wait_procs(left, timeout=PATIENCE)
+
+    assert alive == []
+    assert all(report.ended for report in read_reports(tmp_path))
+
+
+@ON_THE_STAND_IN
+def test_a_worker_that_is_killed_again_and_again_ends_the_fleet_with_code_1(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(restarts=0)
+    workflow = jobs.begin("in_thread", 60.0)
+    (pid,) = program.begun(workflow)
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert program.process.wait(PATIENCE) == 1
