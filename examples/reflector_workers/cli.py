@@ -85,6 +85,7 @@ def _succeeded(outcome: Outcome) -> bool:
         and outcome.result.runs_agree
         and outcome.failed_jobs == 0
         and outcome.sessions_left_open == 0
+        and not outcome.strangers
     )
 
 

@@ -22,7 +22,7 @@ from loopsafe_db.integrations.conductor.boundary import (
 from loopsafe_db.integrations.conductor.fleet import Fleet, run_workers
 from loopsafe_db.integrations.conductor.jobs import Job, current_job, do_job, run_job
 from loopsafe_db.integrations.conductor.process import FleetWorker, code_version
-from loopsafe_db.integrations.conductor.reports import ProcessReport, read_logs, read_reports
+from loopsafe_db.integrations.reports import ProcessReport, read_logs, read_reports
 
 __all__ = [
     "Fleet",

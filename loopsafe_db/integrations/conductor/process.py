@@ -29,7 +29,7 @@ from conductor.client.http.models.task_result import TaskResult
 from conductor.client.worker.worker import Worker
 
 from loopsafe_db.integrations.conductor.logs import redirect_output
-from loopsafe_db.integrations.conductor.reports import ProcessReport, write_if_there
+from loopsafe_db.integrations.reports import ProcessReport, write_if_there
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from loopsafe_db import Database
+from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.integrations.conductor import read_reports
 from tests.docs.test_docs import ROOT
 from tests.workers.conductor.rest import PATIENCE, by_reference, simple
@@ -199,3 +200,22 @@ def test_a_worker_that_is_killed_again_and_again_ends_the_fleet_with_code_1(
     os.kill(pid, signal.SIGKILL)
 
     assert program.process.wait(PATIENCE) == 1
+
+
+def test_doctor_names_both_versions_that_share_the_jobs(
+    conductor: Server, start: Callable[..., Program], jobs: Jobs
+) -> None:
+    start(version="old")
+    jobs.end(jobs.begin("in_loop", 0))
+    start(version="new")
+    while {str(task["workerId"])[-3:] for task in _some(jobs)} != {"old", "new"}:
+        pass
+
+    found = {each.what: each for each in check_conductor(conductor.url, 8, "new")}
+
+    assert any("in_loop: 2 versions of the code share its jobs: new, old" in what for what in found)
+    assert any("/old polls and runs version old, not new" in what for what in found)
+
+
+def _some(jobs: Jobs) -> list[dict[str, object]]:
+    return [jobs.end(each) for each in [jobs.begin("in_loop", 0.1) for _ in range(8)]]

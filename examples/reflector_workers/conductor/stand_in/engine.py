@@ -71,6 +71,13 @@ class Engine:
             self._notice_timeouts()
             return self._known(workflow_id).as_json(with_tasks=with_tasks)
 
+    def running(self, name: str) -> list[str]:
+        """The ids of the workflows of a name that run."""
+        with self.changed:
+            self._notice_timeouts()
+            running = [each for each in self._workflows.values() if each.status == "RUNNING"]
+            return [each.workflow_id for each in running if each.definition["name"] == name]
+
     def task(self, task_id: str) -> dict[str, Any]:
         """A task as JSON."""
         with self.changed:

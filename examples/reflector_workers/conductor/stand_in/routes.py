@@ -208,6 +208,11 @@ def _terminate(engine: Engine, request: Request) -> Answer:
     return Answer()
 
 
+@ROUTES.add("GET", "/api/workflow/running/{name}")
+def _running(engine: Engine, request: Request) -> Answer:
+    return Answer(json=engine.running(request.path["name"]))
+
+
 @ROUTES.add("PUT", "/api/workflow/decide/{id}")
 def _decide(engine: Engine, request: Request) -> Answer:
     engine.workflow(request.path["id"], with_tasks=False)  # looking is enough: see engine.py

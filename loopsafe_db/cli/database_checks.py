@@ -1,0 +1,91 @@
+"""How the database is, as its server tells it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from loopsafe_db.cli.findings import Finding
+from loopsafe_db.database import Database
+from loopsafe_db.default import get_database
+from loopsafe_db.errors import LoopsafeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+IDLE_SECONDS = 30.0  # in a transaction, until it is worth a word
+FULL = 0.8  # of the server's connections, until it is worth a word
+
+_SESSIONS = """
+SELECT coalesce(nullif(application_name, ''), '?') || ' on ' || coalesce(client_addr::text, 'this host') AS who,
+       count(*) AS number
+FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+_IDLE = """
+SELECT pid, application_name, coalesce(client_addr::text, 'this host') AS host,
+       extract(epoch FROM now() - state_change)::float8 AS seconds, left(query, 80) AS query
+FROM pg_stat_activity
+WHERE state LIKE 'idle in transaction%' AND now() - state_change > make_interval(secs => :seconds)
+ORDER BY seconds DESC
+"""
+_MOST = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+
+
+async def check_database(url: str | None, idle_seconds: float = IDLE_SECONDS) -> list[Finding]:
+    """Look at a database; without a URL at that of the environment."""
+    try:
+        database = _database(url)
+        async with database:
+            checks = {"postgresql": _postgresql, "sqlite": _sqlite}.get(
+                database.url.get_backend_name()
+            )
+            return [found async for found in (checks or _other)(database, idle_seconds)]
+    except LoopsafeError as error:
+        return [Finding("D101", "error", "the database cannot be used", str(error))]
+
+
+async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[Finding]:
+    version = await database.fetch_val("SELECT current_setting('server_version')")
+    yield Finding("D100", "ok", f"PostgreSQL {version} answers", str(database.url))
+    rows = await database.fetch_all(_SESSIONS)
+    used, most = sum(row["number"] for row in rows), await database.fetch_val(_MOST)
+    seen = ", ".join(f"{row['number']} of {row['who']}" for row in rows[:10])
+    if used > FULL * most:
+        cure = "lower LOOPSAFE_DB_MAX_CONNECTIONS, give the fleet a budget, or put a PgBouncer in between"
+        yield Finding("D102", "warning", f"{used} of {most} connections are in use", seen, cure)
+    else:
+        yield Finding("D100", "ok", f"{used} of {most} connections are in use", seen)
+    for row in await database.fetch_all(_IDLE, {"seconds": idle_seconds}):
+        yield Finding(
+            "D103",
+            "warning",
+            f"a session is idle in a transaction for {row['seconds']:.0f} s",
+            f"pid {row['pid']}, {row['application_name'] or '?'} on {row['host']}, last: {row['query']}",
+            "end the transaction before other work is waited for; set idle_in_transaction_session_timeout",
+        )
+
+
+async def _sqlite(database: Database, _idle_seconds: float) -> AsyncIterator[Finding]:
+    version = await database.fetch_val("SELECT sqlite_version()")
+    mode = await database.fetch_val("PRAGMA journal_mode")
+    yield Finding(
+        "D100", "ok", f"SQLite {version} answers, its journal is {mode}", str(database.url)
+    )
+
+
+async def _other(database: Database, _idle_seconds: float) -> AsyncIterator[Finding]:
+    await database.fetch_val("SELECT 1")
+    yield Finding("D100", "ok", f"{database.url.get_backend_name()} answers", str(database.url))
+
+
+def _database(url: str | None) -> Database:
+    return get_database() if url is None else Database(url)
+
+
+async def answers(url: str | None) -> bool:
+    """Whether a database can be used now."""
+    with contextlib.suppress(LoopsafeError, OSError):
+        async with _database(url) as database:
+            await database.fetch_val("SELECT 1")
+            return True
+    return False

@@ -1,0 +1,302 @@
+"""The command ``loopsafe-db``: what it finds, prints and ends with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from loopsafe_db import Database
+from loopsafe_db.cli.app import app
+from loopsafe_db.cli.conductor_api import Conductor
+from loopsafe_db.cli.conductor_checks import check_conductor
+from loopsafe_db.cli.database_checks import check_database
+from loopsafe_db.cli.workflow_view import draw, view
+from loopsafe_db.integrations.reports import ProcessReport
+from reflector_workers.conductor import ConductorClient, StandInServer
+from tests.docs.test_docs import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REFLECTOR_LIKE = {
+    "db.py": """
+        import contextvars
+        from typing import Optional
+        import databases
+        from app.settings import settings
+
+        _database_context: contextvars.ContextVar[Optional[databases.Database]] = contextvars.ContextVar(
+            "database", default=None
+        )
+
+        def get_database() -> databases.Database:
+            database = _database_context.get()
+            if database is None:
+                database = databases.Database(settings.DATABASE_URL)
+                _database_context.set(database)
+            return database
+    """,
+    "clients.py": """
+        import functools
+        import httpx
+        from sqlalchemy.ext.asyncio import create_async_engine as make
+        from redis import asyncio as aioredis
+
+        engine = make("postgresql+asyncpg://")
+        _http = None
+
+        @functools.lru_cache
+        def redis():
+            return aioredis.Redis()
+
+        def http():
+            global _http
+            if _http is None:
+                _http = httpx.AsyncClient()
+            return _http
+    """,
+    "workers.py": """
+        from __future__ import annotations
+        import asyncio
+        from conductor.client.worker.worker_task import worker_task
+        from app.db import get_database
+
+        @worker_task(task_definition_name="merge")
+        def merge(meeting_id: int) -> dict:
+            return asyncio.run(work(meeting_id))
+    """,
+    "fine.py": """
+        import asyncio
+        import httpx
+        from loopsafe_db import LoopLocal, get_database
+
+        db = get_database()
+        http = LoopLocal(httpx.AsyncClient, close=httpx.AsyncClient.aclose)
+
+        async def fetch(url):
+            async with httpx.AsyncClient() as client:
+                return await client.get(url)
+
+        def main():
+            asyncio.run(fetch("http://example.org"))
+    """,
+    "not_python.py": "print 'Python 2'",
+}
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def reflector_like(tmp_path: Path) -> Path:
+    for name, code in REFLECTOR_LIKE.items():
+        (tmp_path / name).write_text(textwrap.dedent(code))
+    return tmp_path
+
+
+def test_scan_names_each_singleton_of_a_tree_like_reflectors_with_its_line(
+    reflector_like: Path,
+) -> None:
+    result = invoke("doctor", "scan", str(reflector_like), "--json")
+
+    found = {
+        (each["evidence"].rpartition("/")[2], each["code"]) for each in json.loads(result.stdout)
+    }
+    assert result.exit_code == 1
+    assert found == {
+        ("db.py:7", "D302"),
+        ("clients.py:7", "D301"),
+        ("clients.py:12", "D301"),
+        ("clients.py:17", "D301"),
+        ("workers.py:9", "D303"),
+        ("workers.py:8", "D304"),
+    }
+
+
+@pytest.mark.parametrize("tree", ["examples", "loopsafe_db"])
+def test_scan_finds_nothing_in_our_own_trees(tree: str) -> None:
+    result = invoke("doctor", "scan", str(ROOT / tree))
+
+    assert (result.exit_code, result.stdout) == (0, "0 of 0 findings want something done\n")
+
+
+def test_doctor_tells_how_postgresql_is(postgres_url: str) -> None:
+    result = invoke("doctor", "--database", postgres_url)
+
+    assert result.exit_code == 0, result.stdout
+    assert "D100 ok: PostgreSQL " in result.stdout
+    assert "connections are in use" in result.stdout
+
+
+def test_doctor_names_who_is_idle_in_a_transaction(postgres_url: str) -> None:
+    async def look() -> list[str]:
+        async with Database(postgres_url) as database, database.transaction():
+            await database.fetch_val("SELECT 4711")
+            return [str(each) for each in await check_database(postgres_url, idle_seconds=0)]
+
+    found = "\n".join(asyncio.run(look()))
+
+    assert "D103 warning: a session is idle in a transaction" in found
+    assert "SELECT 4711" in found
+
+
+def test_doctor_tells_of_the_journal_of_sqlite(tmp_path: Path) -> None:
+    result = invoke("doctor", "--database", f"sqlite:///{tmp_path}/a.db", "--json")
+
+    (told,) = json.loads(result.stdout)
+    assert told["what"].endswith("its journal is wal")
+
+
+def test_doctor_tells_what_cannot_be_reached_and_no_password() -> None:
+    result = invoke(
+        *("doctor", "--database", "postgresql://u:s3cret@127.0.0.1:9/db"),
+        *("--conductor", "http://127.0.0.1:9/api", "--watch", "0"),
+    )
+
+    assert result.exit_code == 1
+    assert "D101" in result.stdout
+    assert "D201" in result.stdout
+    assert "s3cret" not in result.output
+
+
+def test_with_nothing_to_do_the_command_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOPSAFE_DB_URL", "DATABASE_URL", "CONDUCTOR_SERVER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("loopsafe_db.default._handles", {})
+
+    assert [invoke(*command).exit_code for command in (["doctor"], ["wait"], ["retry", "x"])] == [
+        2
+    ] * 3
+
+
+def test_wait_ends_when_both_answer_and_when_the_time_is_over(
+    postgres_url: str, conductor: ConductorClient
+) -> None:
+    both = ("wait", "--database", postgres_url, "--conductor")
+
+    assert invoke(*both, conductor.base_url).exit_code == 0
+    late = invoke(*both, "http://127.0.0.1:9/api", "--for", "0")
+
+    assert late.exit_code == 1
+    assert "Conductor did not answer within 0 s" in " ".join(late.stderr.split())
+
+
+@pytest.fixture
+def conductor() -> Iterator[ConductorClient]:
+    """A stand-in with a workflow of one step, whose worker dies in silence."""
+    with StandInServer() as server, ConductorClient(server.url) as client:
+        client.register_task_definitions([{"name": "hear", "responseTimeoutSeconds": 3600}])
+        step = {"name": "hear", "taskReferenceName": "hear", "type": "SIMPLE"}
+        client.put_workflow({"name": "meeting", "version": 1, "tasks": [step]})
+        yield client
+
+
+class Poller:
+    """Somebody who polls, as the SDK does, under a name."""
+
+    def __init__(self, conductor: ConductorClient, name: str) -> None:
+        self._conductor, self.name = conductor, name
+
+    def poll(self) -> list[dict[str, Any]]:
+        parameters = {"workerid": self.name, "count": 1, "timeout": 0}
+        jobs: list[dict[str, Any]] = self._conductor._call(  # noqa: SLF001
+            "GET", "/tasks/poll/batch/hear", params=parameters
+        ).json()
+        return jobs
+
+
+def gone() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_doctor_names_ghosts_versions_and_jobs_of_the_dead(
+    conductor: ConductorClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = socket.gethostname()
+    dead = Poller(conductor, f"{host}/{gone()}/old")
+    pollers = [
+        dead,
+        Poller(conductor, f"{host}/{os.getpid()}/new"),
+        Poller(conductor, "595f5ddc9711"),
+    ]
+    conductor.start_workflow("meeting", {})
+    assert len(dead.poll()) == 1
+    monkeypatch.setattr("loopsafe_db.cli.conductor_checks.LOOK_SECONDS", 0)
+    turns = iter(pollers * 1000)
+    ask = Conductor.pollers
+
+    def ask_after_a_poll(self: Conductor) -> list[dict[str, Any]]:
+        next(turns).poll()
+        return ask(self)
+
+    monkeypatch.setattr(Conductor, "pollers", ask_after_a_poll)
+
+    found = {each.code: str(each) for each in check_conductor(conductor.base_url, 1, "new")}
+
+    assert "hear: 2 versions of the code share its jobs: new, old" in found["D202"]
+    assert f"is in progress with {dead.name}, which has ended" in found["D205"]
+    assert "hour" in found["D204"]
+    strangers = "\n".join(map(str, check_conductor(conductor.base_url, 1, "new")))
+    assert "595f5ddc9711 polls and is no worker of a fleet" in strangers
+    assert f"{dead.name} polls and runs version old, not new" in strangers
+
+
+def test_a_workflow_is_shown_drawn_and_told_with_its_ghosts(
+    conductor: ConductorClient, tmp_path: Path
+) -> None:
+    id = conductor.start_workflow("meeting", {})
+    Poller(conductor, "ghost").poll()
+    page, picture = tmp_path / "w.html", tmp_path / "w.svg"
+    server = ("--conductor", conductor.base_url)
+
+    shown = invoke("workflow", id, *server, "--html", str(page), "--svg", str(picture))
+    told = invoke("workflow", id, *server, "--json")
+
+    assert shown.exit_code == told.exit_code == 1
+    assert "ghost" in shown.stdout
+    assert picture.read_text().startswith("<svg")
+    assert "#d00000" in page.read_text()
+    (attempt,) = json.loads(told.stdout)["attempts"]
+    assert (attempt["worker_id"], attempt["is_ghost"], attempt["status"]) == (
+        "ghost",
+        True,
+        "IN_PROGRESS",
+    )
+
+
+def test_a_picture_of_a_workflow_in_which_nothing_has_begun_is_one_too(
+    conductor: ConductorClient,
+) -> None:
+    id = conductor.start_workflow("meeting", {})
+
+    assert "nobody yet" in draw(view(conductor.get_workflow(id)))
+
+
+def test_retry_executes_again_what_ended_badly(conductor: ConductorClient) -> None:
+    id = conductor.start_workflow("meeting", {})
+    server = ("--conductor", conductor.base_url)
+    assert invoke("retry", id, *server).exit_code == 1
+    conductor.terminate_workflow(id)
+
+    assert "RUNNING" in invoke("retry", id, *server).stdout
+
+
+def test_top_shows_the_processes_of_a_fleet(tmp_path: Path) -> None:
+    ProcessReport.of_this_process("vm/7/v1", "hear", 3, ended=False).write(tmp_path)
+
+    assert "vm/7/v1" in invoke("top", str(tmp_path), "--once").stdout
+    (told,) = json.loads(invoke("top", str(tmp_path), "--json").stdout)
+    assert (told["worker_id"], told["jobs"]) == ("vm/7/v1", 3)
