@@ -95,6 +95,9 @@ class Returning:
         if entry.in_doubt and not self._pool.only_one:
             entry.terminate()  # an exception has struck between two lines of ours
             return
+        if self._driver.is_closed(entry.raw):
+            entry.terminate()  # its user has ended it
+            return
         if entry.interrupted or entry.in_doubt or self._driver.state(entry.raw) is not _IDLE:
             await self._end_transaction(entry)
         if entry.touched and entry.is_open:

@@ -261,3 +261,11 @@ def test_who_waits_for_its_turn_is_refused_when_the_block_has_ended(database: Da
     told = asyncio.run(main())
     assert [type(error) for error in told] == [ReleasedError] * 4
     assert committed(database) == []
+
+
+async def test_a_connection_that_its_user_has_ended_is_replaced(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    async with database.connection() as connection:
+        connection.raw_connection.terminate()
+
+    assert await database.fetch_val("SELECT 1") == 1
