@@ -24,6 +24,7 @@ from loopsafe_db.connection import Connection
 from loopsafe_db.database import Database
 from loopsafe_db.default import configure, get_database
 from loopsafe_db.drivers.discovery import register_driver
+from loopsafe_db.engines.observing import Statement, on_statement
 from loopsafe_db.engines.stats import PoolStats
 from loopsafe_db.errors import (
     ConfigurationError,
@@ -54,6 +55,7 @@ __all__ = [
     "PoolStats",
     "ProcessSnapshot",
     "Record",
+    "Statement",
     "Timeouts",
     "Token",
     "Transaction",
@@ -61,6 +63,7 @@ __all__ = [
     "configure",
     "create_async_engine",
     "get_database",
+    "on_statement",
     "register_driver",
     "snapshot",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.engines.factory import connect_options, make_engine, make_pool
 from loopsafe_db.engines.listeners import hand_on, unlock
+from loopsafe_db.engines.observing import Listeners, no_listeners
 from loopsafe_db.engines.stats import PoolStats
 from loopsafe_db.pinned import PinnedConnection
 
@@ -34,18 +35,21 @@ class ProcessPools:
         options: URL and options.
         before: What a handle used before; then what listens to the engine of that listens to this one, too.
         engine: Made with the first pool; what is forked later has it, too.
+        listeners: Gives those who hear of statements: the handle's; None when that is gone.
         pool: Of the process that it was used in last; `find` knows whether that is this one.
     """
 
-    __slots__ = ("before", "engine", "options", "pool")
+    __slots__ = ("before", "engine", "listeners", "options", "pool")
     options: DatabaseOptions
     before: ProcessPools | None
     engine: AsyncEngine | None
+    listeners: Callable[[], Listeners | None]
     pool: ConnectionPool | None
 
     def __init__(self, options: DatabaseOptions) -> None:
         self.options = options
         self.before = self.engine = self.pool = None
+        self.listeners = no_listeners
 
     def find(self) -> ConnectionPool:
         """Give the pool of this process, made at the first call."""
@@ -71,6 +75,7 @@ class ProcessPools:
         pool = make_pool(self.options, engine)
         if self.options.force_rollback:
             pool.pin(PinnedConnection(pool))
+        pool.observe(self.listeners)
         return Resource(pool, pool.close, pool.terminate, pool.sockets)
 
     def _find_engine(self) -> AsyncEngine:
@@ -148,19 +153,24 @@ class Overrides:
     Attributes:
         base: The handle's own.
         current: What every use of the handle reads, once.
+        listeners: Who hears of the handle's statements, whatever configuration it uses.
     """
 
-    __slots__ = ("_live", "base", "current")
+    __slots__ = ("_live", "base", "current", "listeners")
     base: Configuration
     current: Configuration
+    listeners: Listeners
 
     def __init__(self, base: Configuration) -> None:
         self.base = self.current = base
+        self.listeners = Listeners()
+        self.adopt(base)
         self._live: list[Configuration] = []
 
     def rebase(self, base: Configuration) -> None:
         """Have the handle use `base` from now on, or as soon as no block overrides it."""
         with process_state().lock:
+            self.adopt(base)
             former, self.base = self.base, base
             base.pools.before = former.pools
             self._resolve()
@@ -195,8 +205,25 @@ class Overrides:
                 mark.is_over = True
             self._leave(undone)
 
+    def adopt(self, configuration: Configuration) -> None:
+        """Have those who listen to the handle hear of what is sent by this one, and by its replicas."""
+        pools = configuration.pools
+        pools.listeners = weakref.ref(
+            self.listeners
+        )  # they may have the handle, whose end ends the pools
+        if pools.pool is not None:
+            pools.pool.observe(pools.listeners)
+        for replica in configuration.replicas:
+            replica._overrides.hear_for(self.listeners)  # noqa: SLF001
+
+    def hear_for(self, listeners: Listeners) -> None:
+        """Have those who listen to another handle hear of this one's statements."""
+        self.listeners = listeners
+        self.adopt(self.base)
+
     def _enter(self, configuration: Configuration) -> None:
         with process_state().lock:
+            self.adopt(configuration)
             if configuration.pools.engine is None:
                 configuration.pools.before = self.current.pools
             self._live.append(configuration)

@@ -204,7 +204,8 @@ class Connection:
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
             return await self._run_text(
-                compiled, lambda raw: self._driver.fetch_all(raw, compiled.sql, args, limit)
+                compiled,
+                lambda raw: self._pool.user_driver.fetch_all(raw, compiled.sql, args, limit),
             )
         return (await self._run_clause(query, values, timeout))[0]
 
@@ -216,7 +217,8 @@ class Connection:
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
             return await self._run_text(
-                compiled, lambda raw: self._driver.fetch_one(raw, compiled.sql, args, limit)
+                compiled,
+                lambda raw: self._pool.user_driver.fetch_one(raw, compiled.sql, args, limit),
             )
         rows, _ = await self._run_clause(query, values, timeout)
         return rows[0] if rows else None
@@ -241,7 +243,7 @@ class Connection:
             compiled, args = self._compile(query, values)
             limit = self._limit(timeout)
             return await self._run_text(
-                compiled, lambda raw: self._driver.execute(raw, compiled.sql, args, limit)
+                compiled, lambda raw: self._pool.user_driver.execute(raw, compiled.sql, args, limit)
             )
         rows, outcome = await self._run_clause(query, values, timeout)
         return rows[0][0] if rows else outcome
@@ -263,7 +265,7 @@ class Connection:
         limit = self._limit(timeout)
         return await self._run_text(
             compiled,
-            lambda raw: self._driver.execute_many(raw, compiled.sql, rows, limit),
+            lambda raw: self._pool.user_driver.execute_many(raw, compiled.sql, rows, limit),
             begins=True,
         )
 
@@ -520,7 +522,7 @@ class Connection:
         return transaction
 
     def _make_transaction(self, options: TransactionOptions) -> DriverTransaction:
-        return self._driver.transaction(self._raw, options)
+        return self._pool.user_driver.transaction(self._raw, options)
 
     def _bind(self, task: asyncio.Task[Any]) -> None:
         self._pool.bound.setdefault(task, []).append(self)
@@ -580,7 +582,7 @@ class Connection:
 
     def driver_transaction(self, options: TransactionOptions) -> DriverTransaction:
         """Make a transaction that only a stream knows of."""
-        return self._driver.transaction(self._raw, options)
+        return self._pool.user_driver.transaction(self._raw, options)
 
     async def read(self, one: RowStream, operation: Callable[[], Awaitable[None]]) -> None:
         """Do in turn what a stream does on what it has open here, if it still has: no other has to step aside.
@@ -615,7 +617,7 @@ class Connection:
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
             try:
-                return await self._driver.open_cursor(self._raw, compiled.sql, args)
+                return await self._pool.user_driver.open_cursor(self._raw, compiled.sql, args)
             except Exception as error:
                 self._noted_query(error, compiled)
                 raise
@@ -776,7 +778,7 @@ class Connection:
         self, query: Any, values: Any, timeout: float | None
     ) -> tuple[list[Record], Any]:
         self._check_clause(query)
-        driver, clauses = self._driver, self._pool.clauses
+        driver, clauses = self._pool.user_driver, self._pool.clauses
         ready = None if clauses is None else clauses.ready(query, values)
         if ready is None:
             return await self.run(lambda _: self._clause(query, values, timeout))

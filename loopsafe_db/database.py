@@ -17,6 +17,7 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.factory import make_options
 from loopsafe_db.engines.failing import tell
+from loopsafe_db.engines.observing import Listener
 from loopsafe_db.errors import (
     ForeignTransactionError,
     InvalidSettingError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import Connection
     from loopsafe_db.engines.compiled_clause import ReadyClause
+    from loopsafe_db.engines.observing import Around, Callback
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.engines.stats import PoolStats
     from loopsafe_db.options import DatabaseOptions, Options
@@ -180,7 +182,7 @@ class Database:
     ) -> list[Record]:
         """Give every row of a query."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, pool.driver.fetch_all, query, values, timeout)
+            return await _once(pool, pool.user_driver.fetch_all, query, values, timeout)
         if (ready := self._ready(query, values)) is not None:
             return (await _ask(*ready, timeout))[0]
         async with self.connection() as connection:
@@ -191,7 +193,7 @@ class Database:
     ) -> Record | None:
         """Give the first row of a query, or None."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, pool.driver.fetch_one, query, values, timeout)
+            return await _once(pool, pool.user_driver.fetch_one, query, values, timeout)
         if (ready := self._ready(query, values)) is not None:
             return next(iter((await _ask(*ready, timeout))[0]), None)
         async with self.connection() as connection:
@@ -207,7 +209,7 @@ class Database:
     ) -> Any:
         """Give one column, by position, name or SQLAlchemy's object, of the first row; None if there is no row."""
         if type(query) is str and (pool := self._free_pool()) is not None:
-            row = await _once(pool, pool.driver.fetch_one, query, values, timeout)
+            row = await _once(pool, pool.user_driver.fetch_one, query, values, timeout)
         else:
             row = await self.fetch_one(query, values, timeout=timeout)
         return None if row is None else connections.column_of(row, column)
@@ -223,7 +225,7 @@ class Database:
             was to insert a row, and did not (``ON CONFLICT DO NOTHING``), gives None with a ``RETURNING``, else 0.
         """
         if type(query) is str and (pool := self._free_pool()) is not None:
-            return await _once(pool, pool.driver.execute, query, values, timeout)
+            return await _once(pool, pool.user_driver.execute, query, values, timeout)
         if (ready := self._ready(query, values)) is not None:
             rows, outcome = await _ask(*ready, timeout)
             return rows[0][0] if rows else outcome
@@ -369,8 +371,29 @@ class Database:
         """
         return SessionMaker(lambda: self.engine, self._transaction_of_session)
 
+    def on_statement(
+        self, callback: Callback, *, around: Around | None = None, parameters: bool = False
+    ) -> Callable[[], None]:
+        """Have a function called with each statement that this handle has sent, of every path: see `Statement`.
+
+        Texts, clauses, sessions, scripts, streams, BEGIN and COMMIT; of every loop and thread of the process, and of
+        processes that are forked later, also where the handle is overridden by `force_rollback`. What is done on
+        `Connection.raw_connection` nobody hears of. A listener that raises is logged, once, and disturbs nothing.
+        `loopsafe_db.on_statement` does so for all handles.
+
+        Args:
+            callback: Called with a `Statement` when that is over, in its thread; what takes long goes elsewhere.
+            around: Called with the SQL before it is sent; gives a context manager, which is left when the answer is
+                here. It may be called several times for one stream.
+            parameters: Whether it is to have the values of the parameters: they may be secret.
+
+        Returns:
+            What ends it.
+        """
+        return self._overrides.listeners.add(Listener(callback, around, parameters))
+
     def stats(self) -> PoolStats:
-        """Give the figures of this handle's pool in this process."""
+        """Give the figures of this handle's pool in this process, and who has its connections."""
         return self._overrides.current.stats()
 
     def _pool(self) -> ConnectionPool:
@@ -518,7 +541,7 @@ async def _ask(
     pool: ConnectionPool, ready: ReadyClause, timeout: float | None
 ) -> tuple[list[Record], Any]:
     """Run one clause on a connection of its own; give the rows, and what `execute` gives where there are none."""
-    driver: Any = pool.driver
+    driver: Any = pool.user_driver
     return ready.results(await _alone(pool, driver.ask, ready, ready.args, timeout))
 
 

@@ -340,7 +340,7 @@ class PinnedConnection(Connection):
         """Make a savepoint; what else is asked of the outermost one is honoured or refused."""
         if options.isolation is not None:
             self.refuse_isolation(options.isolation)
-        savepoint = self._driver.transaction(self._raw, TransactionOptions())
+        savepoint = super()._make_transaction(TransactionOptions())
         if not options.readonly:
             return savepoint
         return ReadOnlyTransaction(self._driver, self._raw, self._dialect, savepoint)

@@ -133,7 +133,12 @@ def explain(error: BaseException, query: CompiledText | str | None, url: URL, pl
 def described(query: CompiledText | str) -> str:
     """Give the beginning of a query for an error, without passwords, and what its numbers stand for."""
     text, meant = (query, "") if isinstance(query, str) else (query.text, _meant(query))
-    return _PASSWORD.sub(r"\1 '***'", _shown(text, 0)) + meant
+    return without_passwords(_shown(text, 0)) + meant
+
+
+def without_passwords(text: str) -> str:
+    """Give a text with stars for the passwords that stand in it as literals."""
+    return _PASSWORD.sub(r"\1 '***'", text)
 
 
 def _meant(query: CompiledText) -> str:

@@ -75,6 +75,10 @@ class Clauses:
         form = None if compiled is None else _form_of(compiled, names)
         return None if form is None else form.ready(query, values, key[1])
 
+    def leave_out(self, ours: int) -> None:
+        """Note that so many more listeners are ours, which hear of what goes the short way, too."""
+        self._own += ours
+
     def _is_watched(self) -> bool:
         """Tell whether somebody is to hear of statements, or changes how they run."""
         engine = self._engine

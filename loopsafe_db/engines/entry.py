@@ -17,7 +17,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
-from loopsafe_db.engines.holders import describe
+from loopsafe_db.engines.holders import holder_of
 from loopsafe_db.engines.statement_timeout import call_within
 from loopsafe_db.errors import ConnectTimeout, StatementTimeout
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.pool import ConnectionPool
+    from loopsafe_db.engines.stats import Holder
 
 
 class Proxy(_ConnectionFairy):
@@ -50,6 +51,9 @@ class PoolEntry(_ConnectionRecord):
         rested: When its last user gave it back.
         taken_at: File and line where it was taken, if it is held for longer than one call.
         is_stuck: Whether that was not woken up for long, and never will be.
+        waited: Seconds in the queue, of the one who got it at `waited_since`.
+        connecting: Seconds that it took to open it, for that one.
+        waited_since: As `since`; 0 if nobody is to ask for these two any more, and -1 until it is known.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
@@ -66,6 +70,9 @@ class PoolEntry(_ConnectionRecord):
     rested: float = 0.0
     task: asyncio.Task[Any] | None = None
     taken_at: str = ""
+    waited: float = 0.0
+    connecting: float = 0.0
+    waited_since: float = 0.0
     is_stuck: bool = False
     in_doubt: bool = False
     is_lost: bool = False
@@ -109,6 +116,7 @@ class PoolEntry(_ConnectionRecord):
             lender.driver.move(self.raw)
             self._settle_in(loop)
         if lender.driver.is_lost(self.raw, self.rested):
+            lender.counts.connections_lost += 1
             self.terminate()  # what it has said is forgotten when it is given back
             return False
         lender.counts.reused += 1
@@ -118,11 +126,14 @@ class PoolEntry(_ConnectionRecord):
         """Give SQLAlchemy's connection, opening one if need be; this awaits, in a greenlet."""
         loop = asyncio.get_running_loop()
         suspect, self.suspect = self.suspect, False
-        ready = self.lend(loop)
+        ready = was_ready = self.lend(loop)
         if ready and suspect:
             ready = await_only(self.lender.takes_writes(self))
         elif ready and self.lender.options.pool.pre_ping:
             ready = await_only(self.lender.answers(self))
+        if was_ready and not ready:
+            self.lender.counts.reused -= 1
+            self.lender.counts.connections_lost += 1
         if self.dbapi_connection is not None and not ready:
             self.terminate()
         connection = self._connect()
@@ -131,6 +142,7 @@ class PoolEntry(_ConnectionRecord):
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
         self.touched |= self.lender.untouched
+        self.note_who_waited()
         if self.lender.options.setup is not None and not (ready and self.lender.pinned):
             await_only(self.lender.set_up(self))
         return connection
@@ -139,11 +151,45 @@ class PoolEntry(_ConnectionRecord):
         """Give SQLAlchemy's connection, opened and prepared by SQLAlchemy if need be."""
         task, known = asyncio.current_task(), False
         try:
-            connection = super().get_connection() if self.is_open else self._open()
+            connection = super().get_connection() if self.is_open else self._open_counted()
             known = True
         finally:
             self.lender.first.leave(task, known=known)
         return connection
+
+    def _open_counted(self) -> Any:
+        counts, began = self.lender.counts, time.monotonic()
+        counts.connections_num += 1
+        self.raw = None  # that of a connection before
+        try:
+            connection = self._open()
+        except BaseException:
+            counts.connections_errors += 1
+            counts.requests_errors += 1
+            raise
+        seconds = time.monotonic() - began
+        counts.connections_ms += seconds * 1000
+        self.note_wait(connecting=seconds)
+        return connection
+
+    def note_wait(self, *, waited: float = 0.0, connecting: float = 0.0) -> None:
+        """Note what the one who is about to get it has waited for."""
+        if self.waited_since >= 0:
+            self.waited = self.connecting = 0.0
+        self.waited, self.connecting = self.waited + waited, self.connecting + connecting
+        self.waited_since = -1.0
+
+    def note_who_waited(self) -> None:
+        """Note that it was the one who has it now."""
+        if self.waited_since < 0:
+            self.waited_since = self.since
+
+    def take_waits(self) -> tuple[float, float]:
+        """Give what the one who has it has waited in the queue, and for it to be opened; once."""
+        if self.waited_since != self.since:
+            return 0.0, 0.0
+        self.waited_since = 0.0
+        return self.waited, self.connecting
 
     def note_commit(self) -> None:
         """Note that SQLAlchemy is about to commit; where the connection is closed already, nothing is sent."""
@@ -243,9 +289,9 @@ class PoolEntry(_ConnectionRecord):
         return self.raw is None or self.raw is not self.of_driver
 
     @property
-    def holder(self) -> str:
+    def holder(self) -> Holder:
         """Who has it, since when and where."""
-        return describe(self.task, self.since, self.taken_at)
+        return holder_of(self.task, self.since, self.taken_at)
 
     def _open(self) -> Any:
         """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy
 from greenlet import getcurrent
 
+from loopsafe_db.engines.stats import Holder
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -39,9 +41,14 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
         since: On the monotonic clock, in seconds.
         taken_at: File and line where it was taken, or "": then the task's own place tells.
     """
+    return str(holder_of(task, since, taken_at))
+
+
+def holder_of(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> Holder:
+    """Tell the same in parts."""
     name = task.get_name() if task is not None else "a callback"
     place = taken_at or waits_at(task) or "an unknown place"
-    return f"{name} for {time.monotonic() - since:.1f} s, {place}"
+    return Holder(name, time.monotonic() - since, place)
 
 
 def caller() -> str:

@@ -23,10 +23,13 @@ from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
+from loopsafe_db.engines.observed import ObservedDriver, observe_engine
+from loopsafe_db.engines.observing import Observer, no_listeners
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError, InvalidSettingError
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.compiled_clause import Clauses
+    from loopsafe_db.engines.observing import Listeners
     from loopsafe_db.engines.scopes import Scope
     from loopsafe_db.options import DatabaseOptions
     from loopsafe_db.records import Record
@@ -61,9 +65,11 @@ class SharedQueue(Pool):
         find_pool: Gives the pool of this process.
         own_listeners: What we have the engine call; all others are the program's.
         clauses: Those that need no cursor of SQLAlchemy's; None where the driver takes none.
+        is_observed: Whether the observers of the pools hear of what the engine sends.
     """
 
     _is_asyncio = True
+    is_observed: bool = False
     find_pool: Callable[[], ConnectionPool]
     own_listeners: frozenset[int]
     clauses: Clauses | None
@@ -158,6 +164,7 @@ class ConnectionPool:
         pinned: The one connection that everybody works on, where all of it is undone in the end.
         statements: What was sent, where that is recorded.
         untouched: What is undone of a connection of which nobody knows that it was touched.
+        user_driver: The driver as what users ask goes to it: it tells the observer.
         direct: Whether a text may go to the driver without a `Connection`.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections and those of other processes.
@@ -179,6 +186,7 @@ class ConnectionPool:
     untouched: int
     pinned: Any
     statements: list[str] | None
+    user_driver: Driver
     direct: bool
 
     def __init__(
@@ -187,7 +195,9 @@ class ConnectionPool:
         self.key = LoopKey(os.getpid(), 0)
         self.engine, self.queue = engine, cast("SharedQueue", engine.sync_engine.pool)
         self.clauses = self.queue.clauses
-        self.driver, self.options, self.scope = driver, options, scope
+        self.driver = self.user_driver = driver
+        self.options, self.scope = options, scope
+        self._observer = Observer(self, no_listeners)
         leave_out(driver.traits.name)
         self.patience = options.pool.idle_timeout or math.inf
         self.lending: Lending[PoolEntry] = Lending(
@@ -255,14 +265,30 @@ class ConnectionPool:
         Raises:
             AcquireTimeout: Nothing came free in ``timeouts.acquire`` seconds.
         """
-        timeout = self.options.timeouts.acquire
-        entry = self._entry(await self.lending.wait(timeout))
-        if entry is None:
-            held, task = list(self.lending.held), asyncio.current_task()
-            is_own = task is not None and any(entry.task is task for entry in held)
-            holders = [entry.holder for entry in held]
-            raise AcquireTimeout(timeout, self.lending.limit, holders, is_own=is_own)
+        began, counts = time.monotonic(), self.counts
+        counts.requests_queued += 1
+        counts.queue_peak = max(counts.queue_peak, self.lending.waiting + 1)
+        try:
+            entry = self._entry(await self.lending.wait(self.options.timeouts.acquire))
+            if entry is None:
+                raise self._exhausted()
+        except BaseException as error:
+            counts.requests_errors += 1
+            if self.observer is not None:
+                self.observer.missed(time.monotonic() - began, error)
+            raise
+        finally:
+            counts.requests_wait_ms += (time.monotonic() - began) * 1000
+        entry.note_wait(waited=time.monotonic() - began)
         return entry
+
+    def _exhausted(self) -> AcquireTimeout:
+        held, task = list(self.lending.held), asyncio.current_task()
+        is_own = task is not None and any(entry.task is task for entry in held)
+        holders = [str(entry.holder) for entry in held]
+        return AcquireTimeout(
+            self.options.timeouts.acquire, self.lending.limit, holders, is_own=is_own
+        )
 
     def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
         """Lend what the running loop `loop` used last, if it works; None: `acquire` will do better."""
@@ -285,12 +311,16 @@ class ConnectionPool:
             ConnectError: A new one could not be opened.
         """
         entry = self.take_now() or await self.take_later()
+        began = time.monotonic()
         try:
             if self._looks_first or not entry.lend(asyncio.get_running_loop()):
                 await greenlet_spawn(entry.get_connection)
         except BaseException as error:
+            if self.observer is not None:
+                self.observer.missed(time.monotonic() - began, error)
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
             raise
+        entry.note_who_waited()
         entry.in_doubt = True
         return entry
 
@@ -338,6 +368,26 @@ class ConnectionPool:
         """Have everybody work on one connection."""
         self.pinned, self.direct = pinned, False
 
+    def observe(self, own: Callable[[], Listeners | None]) -> None:
+        """Tell these, while somebody has them, of statements, too, beside those who listen everywhere."""
+        self._observer = Observer(self, own)
+        self.look_for_listeners()
+
+    def look_for_listeners(self) -> None:
+        """Tell who listens now; where nobody does, the driver is called as it is. Any thread may ask."""
+        if self.observer is None:
+            self.user_driver = self.driver
+            return
+        if not self.queue.is_observed:
+            self.queue.is_observed = True
+            observe_engine(self.engine, self.queue)
+        self.user_driver = cast("Driver", ObservedDriver(self.driver, self._observer))
+
+    @property
+    def observer(self) -> Observer | None:
+        """What tells who listens of statements; None where nobody does."""
+        return self._observer if self._observer.listeners else None
+
     def record(self) -> None:
         """Record statements from now on."""
         if self.statements is None:
@@ -365,7 +415,9 @@ class ConnectionPool:
         loop = entry.home_ref()
         if self._ending and entry.home_ref in self._ending:
             entry.terminate()  # nothing closes it later
-        if loop is not None and entry.dbapi_connection is not None:
+        if entry.dbapi_connection is None:
+            self.counts.returns_bad += entry.raw is not None
+        elif loop is not None:
             if self.pinned is None and self.lending.hand_on(entry, loop):
                 entry.task = None
                 return
@@ -393,6 +445,9 @@ class ConnectionPool:
         stats.add(self.counts)
         stats.in_use, stats.idle = len(self.lending.held), self.lending.idle
         stats.waiting = self.lending.waiting
+        stats.max_connections = self.lending.limit
+        stats.name = describe_target(self.options.url)
+        stats.holders = tuple(entry.holder for entry in list(self.lending.held))
         return stats
 
     def sockets(self) -> Iterable[SocketId]:
@@ -530,7 +585,7 @@ class ConnectionPool:
                 entry.is_stuck = known is future and now - since > LOST_TIMEOUT
 
     def _end_forgotten(self, entry: PoolEntry) -> str:
-        holder = entry.holder
+        holder = str(entry.holder)
         if entry.task is not None:
             self.bound.pop(entry.task, None)
         entry.terminate()

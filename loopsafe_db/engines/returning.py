@@ -188,6 +188,7 @@ class Returning:
         if touched and hook != "never" and self._pool.options.pgbouncer != "transaction":
             initialise = partial(self._pool.initialise_again, entry)
             await self._driver.reset_session(raw, touched, initialise)
+            self._pool.counts.resets += 1
         if callable(hook) and not self._driver.is_closed(raw):
             await hook(user_side(self._driver, raw))
             if self._driver.state(raw) is not _IDLE:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
 
+from loopsafe_db import PoolStats
 from tests.docs.test_docs import run_script
 from tests.integrations.pages import code_of
 
@@ -31,5 +33,16 @@ def test_prometheus_reads_the_figures_of_the_handle(
     done = run_script(code_of("monitoring", "python prometheus") + SCRAPE, tmp_path, postgres_url)
 
     assert done.stderr == ""
-    for figure, value in {"opened_total": 1.0, "reused_total": 2.0, "idle": 1.0}.items():
+    figures = {"opened_total": 1.0, "reused_total": 2.0, "idle": 1.0, "requests_num_total": 3.0}
+    for figure, value in figures.items():
         assert f'loopsafe_db_{figure}{{database="default"}} {value}\n' in done.stdout
+
+
+def test_the_collector_has_every_figure() -> None:
+    page = code_of("monitoring", "python prometheus")
+    figures = {
+        *(one.name for one in fields(PoolStats) if one.name not in {"name", "holders"}),
+        "requests_num",
+    }
+
+    assert {figure for figure in figures if f'"{figure}"' not in page} == set()
