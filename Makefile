@@ -27,12 +27,13 @@ DEMO := PYTHONPATH=examples $(BIN)/python -m reflector_workers demo
 DEMO_ARGS := $(if $(MEETING),--meeting "$(MEETING)") $(if $(CONDUCTOR),--conductor "$(CONDUCTOR)")
 JVM := $(if $(filter real,$(CONDUCTOR)),$(if $(CONDUCTOR_SERVER_URL),,$(VENV)/.installed-jvm))
 
-.PHONY: help demo demo-broken test soak lint bench docs clean python
+.PHONY: help demo demo-broken shadow test soak lint bench docs clean python
 .NOTPARALLEL:  # one pip at a time
 
 help:
 	@echo 'make demo         diarize the sample meeting with a fleet of real workers'
 	@echo 'make demo-broken  the same fleet on the ContextVar singleton, to see it fail'
+	@echo 'make shadow       the same meetings through Conductor and Celery, results compared'
 	@echo 'make test         run the test suite'
 	@echo 'make soak         a storm of 200,000 operations on small pools, with a ledger (20 minutes)'
 	@echo 'make lint         formatting, lint, types, import order'
@@ -43,6 +44,9 @@ help:
 
 demo: $(VENV)/.installed-demo $(JVM)
 	@$(DEMO) $(DEMO_ARGS)
+
+shadow: $(VENV)/.installed-demo $(JVM)
+	@PYTHONPATH=examples $(BIN)/python -m reflector_workers shadow $(DEMO_ARGS)
 
 demo-broken: $(VENV)/.installed-demo $(JVM)
 	@$(DEMO) --broken $(DEMO_ARGS)

@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from loopsafe_db import LoopsafeError
+from loopsafe_db.integrations.conductor import run_workers
 from reflector_workers.conductor import ConductorError
 from reflector_workers.demo import SAMPLE, DemoOptions, run_demo
 from reflector_workers.domain import MeetingError
+from reflector_workers.fleet import MODULES, PROCESSES
 from reflector_workers.offsets import read_starts
 from reflector_workers.report import show_broken_outcome, show_outcome
 
@@ -71,6 +73,47 @@ def demo(
     except KeyboardInterrupt:
         console.print("Stopped, and nothing left running")
         raise typer.Exit(_INTERRUPTED) from None
+
+
+@app.command()
+def shadow(
+    meeting: Annotated[Path | None, typer.Option(help="As for demo.")] = None,
+    conductor: Annotated[str | None, typer.Option(help="As for demo.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=50, help="Meetings by each road.")] = 3,
+    broker: Annotated[str | None, typer.Option(help="A Redis for Celery; else a folder.")] = None,
+) -> None:
+    """Run meetings through Conductor and Celery and compare what they store."""
+    from reflector_workers.shadow import run_shadow
+
+    console = Console()
+    options = DemoOptions(meeting or SAMPLE, conductor, Path(), repeat)
+    try:
+        differences = run_shadow(options, broker, console)
+    except (MeetingError, LoopsafeError, ConductorError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(_BAD_INPUT) from None
+    for line in differences:
+        console.print(f"[red]{escape(line)}")
+    console.print(
+        f"{repeat} meetings by Conductor, {repeat} by Celery: {len(differences)} differences"
+    )
+    raise typer.Exit(1 if differences else 0)
+
+
+@app.command()
+def worker(
+    conductor: Annotated[
+        str, typer.Option(envvar="CONDUCTOR_SERVER_URL", help="Its API, http://host:port/api.")
+    ],
+    version: Annotated[str | None, typer.Option(help="Of the code; else a hash of it.")] = None,
+    health_port: Annotated[int | None, typer.Option(help="For a health check.")] = None,
+) -> None:
+    """Run the fleet alone, until SIGTERM."""
+    raise typer.Exit(
+        run_workers(
+            conductor, MODULES, processes=PROCESSES, version=version, health_port=health_port
+        )
+    )
 
 
 def _working(options: DemoOptions, console: Console) -> int:

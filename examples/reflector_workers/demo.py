@@ -84,7 +84,7 @@ def run_demo(
     ):
         folder = Path(name)
         with meeting_fleet(stage.conductor_url, folder, worker_class) as fleet:
-            workflows = _run_workflows(options, meeting, conductor, console)
+            workflows = run_workflows(options, meeting, conductor, console)
             when_done = asyncio.run(open_sessions(stage.application))
         completed = all(workflow.completed for workflow in workflows)
         return Outcome(
@@ -109,9 +109,10 @@ def _make_folder(folder: Path) -> None:
         raise MeetingError(f"{folder} cannot be made: {error.strerror}. Give --output") from error
 
 
-def _run_workflows(
+def run_workflows(
     options: DemoOptions, meeting: MeetingFolder, conductor: ConductorClient, console: Console
 ) -> list[WorkflowState]:
+    """Start the workflows and watch them to their end."""
     conductor.register_task_definitions(json.loads(_definition("task_defs.json")))
     workflow = json.loads(_definition("workflow.json"))
     conductor.put_workflow(workflow)

@@ -30,6 +30,7 @@ LOOP_BOUND = {
     "openai.AsyncOpenAI": "HTTP client",
 }
 _CURE = "make the handle with loopsafe_db.get_database(), or wrap the factory: LoopLocal(factory)"
+_QUEUES = ("worker_task", "task", "shared_task", "actor")  # decorators of what a queue runs
 _SKIPPED = {".venv", "venv", "node_modules", "site-packages", "build", ".git", "__pycache__"}
 
 
@@ -94,7 +95,7 @@ class _Module:
 
     def runs(self) -> Iterator[Finding]:
         """A loop for each job, beside what is shared."""
-        if not self._workers():
+        if not self._workers(*_QUEUES):
             return
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Call) and self.name_of(node.func) == "asyncio.run":
@@ -109,7 +110,7 @@ class _Module:
             and any(each.name == "annotations" for each in node.names)
             for node in self.tree.body
         )
-        for worker in self._workers() if is_text else ():
+        for worker in self._workers("worker_task") if is_text else ():
             arguments = [*worker.args.args, *worker.args.kwonlyargs]
             if arguments and not self._decorated(worker, "checked"):
                 what = f"{worker.name}: the SDK does not resolve annotations that are texts, each job fails"
@@ -206,15 +207,12 @@ class _Module:
                 return "engine" if name.endswith("Engine") else "pool"
         return None
 
-    def _workers(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    def _workers(self, *decorators: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
         return [
             node
             for node in ast.walk(self.tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and any(
-                self._decorated(node, name)
-                for name in ("worker_task", "task", "shared_task", "actor")
-            )
+            and any(self._decorated(node, name) for name in decorators)
         ]
 
     def _decorated(self, function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:

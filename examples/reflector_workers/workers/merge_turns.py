@@ -2,11 +2,9 @@
 
 from conductor.client.worker.worker_task import worker_task
 
-from loopsafe_db.integrations.conductor import Job, JSONObject, checked, join_results
-from reflector_workers import turns
-from reflector_workers.domain import DetectedTrack, Track, TrackSpeech
-from reflector_workers.storage.meetings import tracks_controller
-from reflector_workers.storage.speech import segments_controller, turns_controller
+from loopsafe_db.integrations.conductor import JSONObject, checked, join_results
+from reflector_workers import steps
+from reflector_workers.domain import DetectedTrack
 from reflector_workers.workers.running import do_meeting_job
 
 
@@ -23,33 +21,5 @@ async def merge_turns(meeting_id: int, detected: object) -> JSONObject:
         detected: The JOIN's output, `DetectedTrack` by the fork's reference names. A branch with
             an empty output would be absent, and the order is that of completion.
     """
-
-    async def work(job: Job) -> JSONObject:
-        tracks = join_results(detected, DetectedTrack)
-        await _check_complete(meeting_id, tracks)
-        heard = [await _speech_of(track) for track in tracks]
-        merged = turns.merge_turns(heard)
-        await turns_controller.replace(job, meeting_id, merged)
-        return {"meeting_id": meeting_id, "turn_count": len(merged)}
-
-    return await do_meeting_job(work)
-
-
-async def _speech_of(detected: DetectedTrack) -> TrackSpeech:
-    track = await tracks_controller.get_by_id(detected.track_id)
-    segments = await segments_controller.get_by_track(track.id)
-    if len(segments) != detected.segment_count:
-        raise RuntimeError(
-            f"track {track.id} has {len(segments)} segments in the database, "
-            f"its job found {detected.segment_count}: was another job writing them?"
-        )
-    return TrackSpeech(speaker=track.speaker, segments=turns.later(segments, track.starts_at))
-
-
-async def _check_complete(meeting_id: int, detected: list[DetectedTrack]) -> None:
-    expected: list[Track] = await tracks_controller.get_by_meeting(meeting_id)
-    if [track.id for track in expected] != [track.track_id for track in detected]:
-        raise RuntimeError(
-            f"meeting {meeting_id} has the tracks {[track.id for track in expected]}, the JOIN "
-            f"gives {[track.track_id for track in detected]}: look at the fork's jobs"
-        )
+    tracks = join_results(detected, DetectedTrack)
+    return await do_meeting_job(lambda job: steps.merge_turns(job, meeting_id, tracks))

@@ -1,13 +1,9 @@
 """The first job of a meeting: look at its folder, and name its tracks for the fork."""
 
-import asyncio
-from pathlib import Path
-
 from conductor.client.worker.worker_task import worker_task
 
-from loopsafe_db.integrations.conductor import Job, JSONObject, checked
-from reflector_workers.recordings import read_meeting
-from reflector_workers.storage.meetings import meetings_controller, tracks_controller
+from loopsafe_db.integrations.conductor import JSONObject, checked
+from reflector_workers import steps
 from reflector_workers.workers.running import run_meeting_job
 
 
@@ -25,15 +21,4 @@ def prepare_meeting(folder: str, starts: dict[str, float] | None = None) -> JSON
     Returns:
         ``meeting_id``, ``track_count``, and ``tracks``: one input per ``detect_speech`` job.
     """
-
-    async def work(job: Job) -> JSONObject:
-        meeting = await asyncio.to_thread(read_meeting, Path(folder), starts or {})
-        meeting_id = await meetings_controller.add(job, meeting)
-        tracks = await tracks_controller.get_by_meeting(meeting_id)
-        return {
-            "meeting_id": meeting_id,
-            "track_count": len(tracks),
-            "tracks": [{"track_id": track.id} for track in tracks],
-        }
-
-    return run_meeting_job(work)
+    return run_meeting_job(lambda job: steps.prepare_meeting(job, folder, starts))

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conductor.client.context.task_context import get_task_context
 from conductor.client.worker.exception import NonRetryableException
 
-from loopsafe_db.errors import CommitUnknown, ConnectionLost
 from loopsafe_db.integrations.conductor.boundary import JSONObject, sendable
-from loopsafe_db.retry import Attempts
+from loopsafe_db.integrations.repeating import ATTEMPTS, repeatable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
+
+    from loopsafe_db.retry import Attempts
 
     Work = Callable[["Job"], Coroutine[Any, Any, JSONObject]]
-
-ATTEMPTS = Attempts(5, within=20.0)
-"""How often a job is done in its place, before Conductor is told that it failed."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,6 @@ async def do_job(
     job = current_job()
     try:
         # Here, not by Conductor: a branch that fails once can end a JOIN that should have waited for its retry.
-        return sendable(await attempts.run(_repeatable, lambda: work(job)))
+        return sendable(await attempts.run(repeatable, lambda: work(job)))
     except terminal as error:
         raise NonRetryableException(str(error)) from error
-
-
-@asynccontextmanager
-async def _repeatable() -> AsyncIterator[None]:
-    """A job may be done twice: so it may be done again where nobody knows what has been stored."""
-    try:
-        yield
-    except (ConnectionLost, CommitUnknown) as error:
-        error.retryable = True
-        raise
