@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -525,14 +526,15 @@ class Connection:
         return self._pool.user_driver.transaction(self._raw, options)
 
     def _bind(self, task: asyncio.Task[Any]) -> None:
-        self._pool.bound.setdefault(task, []).append(self)
+        self._pool.bound.setdefault(weakref.ref(task), []).append(weakref.ref(self))
 
     def _unbind(self, task: asyncio.Task[Any]) -> None:
-        stack = self._pool.bound.get(task, [])
-        if self in stack:
-            stack.remove(self)
+        key, this = weakref.ref(task), weakref.ref(self)
+        stack = self._pool.bound.get(key, [])
+        if this in stack:
+            stack.remove(this)
         if not stack:
-            self._pool.bound.pop(task, None)
+            self._pool.bound.pop(key, None)
 
     def _check(self) -> None:
         """Refuse any user but the owner, and those it has led to, before anything reaches the driver."""
@@ -940,8 +942,9 @@ def joined(pool: ConnectionPool) -> Connection | None:
     """Give the connection that the current task has, if it has one and is to use it."""
     if pool.pinned is not None:
         return pool.pinned  # type: ignore[no-any-return]
-    stack = pool.bound.get(current_task())
-    return stack[-1] if stack else inherited(pool)
+    stack = pool.bound.get(weakref.ref(current_task())) if pool.bound else None
+    connection = stack[-1]() if stack else None
+    return inherited(pool) if connection is None else connection
 
 
 def inherited(pool: ConnectionPool) -> Connection | None:
@@ -952,10 +955,11 @@ def inherited(pool: ConnectionPool) -> Connection | None:
     """
     if not is_inside_any():
         return None
-    for connection in [one for stack in list(pool.bound.values()) for one in stack]:
-        opened = connection.transaction_of_caller
-        if opened is not None:
+    for ref in [one for stack in list(pool.bound.values()) for one in stack]:
+        connection: Connection | None = ref()
+        opened = None if connection is None else connection.transaction_of_caller
+        if connection is not None and opened is not None:
             if connection.key != current_key():
                 raise ForeignTransactionError("a call in another event loop", opened.holder)
-            return connection  # type: ignore[no-any-return]
+            return connection
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -435,8 +434,7 @@ class Database:
             return None
         if not pool.bound:
             return pool
-        has_one = asyncio.current_task() in pool.bound or connections.inherited(pool) is not None
-        return None if has_one else pool
+        return pool if connections.joined(pool) is None else None
 
     def _ready(
         self, query: Query, values: Mapping[str, Any] | None

@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 _PERIOD = 10.0**6  # seconds, eleven days: Qt's loops count milliseconds in 32 bits
 
 
-def watch_shutdown(on_shutdown: Callable[[], Awaitable[None]]) -> object:
-    """Await `on_shutdown` when the running loop shuts down; keep what it returns until then."""
+def watch_shutdown(on_shutdown: Callable[[], Awaitable[None]]) -> None:
+    """Await `on_shutdown` when the running loop shuts down."""
     generator = _left_open(on_shutdown)
+    # Only the loop keeps it, for it refers to the loop, which may be dropped.
+    asyncio.get_running_loop().call_later(_PERIOD, _go_on, generator)
     if sys.get_asyncgen_hooks().firstiter is None:
         _close_first(asyncio.get_running_loop(), generator)
     # The first step registers the generator with the running loop; it reaches its `yield`
     # without suspending, so it can be driven by hand.
     with suppress(StopIteration):
         generator.__anext__().send(None)
-    return generator
 
 
 def watch_close(loop: asyncio.AbstractEventLoop, on_closed: Callable[[], None]) -> None:
@@ -95,6 +96,6 @@ class _Canary:
             self._on_closed()
 
 
-def _go_on(canary: _Canary) -> None:
+def _go_on(kept: object) -> None:
     """Be a timer's callback: wait as long again."""
-    asyncio.get_running_loop().call_later(_PERIOD, _go_on, canary)
+    asyncio.get_running_loop().call_later(_PERIOD, _go_on, kept)

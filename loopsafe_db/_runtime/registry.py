@@ -54,7 +54,6 @@ class LoopState:
         self.locks: dict[object, asyncio.Lock] = {}
         self._closing: dict[object, Callable[[], None]] = {}
         self._loop = weakref.ref(loop)
-        self._watch: object = None
         self._watched = self._polite = False
 
     @property
@@ -68,7 +67,7 @@ class LoopState:
             # Once only: a loop whose shutdown has begun warns of new async generators; what is made
             # that late ends with the close of the loop.
             self._polite = True
-            self._watch = watch_shutdown(self.close)
+            watch_shutdown(self.close)
         self.resources[owner] = resource
         self._watch_close()
 
@@ -102,7 +101,7 @@ class LoopState:
             _, resource = self.resources.popitem()
             await _close_or_terminate(resource)
         if not self._closing:
-            self._forget()
+            _live.pop(self.key, None)
 
     def terminate(self) -> None:
         """End everything at once: no loop runs it any more."""
@@ -113,13 +112,8 @@ class LoopState:
             _, callback = self._closing.popitem()
             callback()
         loop = self._loop()
-        if loop is None or loop.is_closed():  # else the loop would still want to run the generator
-            self._forget()
-
-    def _forget(self) -> None:
-        """Let go of the loop: its async generator refers to it."""
-        self._watch = None
-        _live.pop(self.key, None)
+        if loop is None or loop.is_closed():
+            _live.pop(self.key, None)
 
 
 class ProcessState:

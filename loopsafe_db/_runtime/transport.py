@@ -79,6 +79,11 @@ class MovableTransport(asyncio.Transport):
         state = "closed" if self._lost else "open" if self.home is None else "attached"
         return f"<MovableTransport fd={self._fd} {state}>"
 
+    def __del__(self) -> None:
+        """Close a socket that goes with its loop, which was dropped."""
+        if not self._lost:
+            self._sock.close()
+
     @property
     def home(self) -> asyncio.AbstractEventLoop | None:
         """The open loop that it is attached to."""

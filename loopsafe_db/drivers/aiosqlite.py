@@ -96,8 +96,10 @@ class _Answer:
         return self
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], _: object, value: Any) -> None:
+        future, loop = self._future, self._loop
+        del self._future, self._loop  # the thread has this until it is asked again
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(callback, self._future, value)
+            loop.call_soon_threadsafe(callback, future, value)
 
 
 class _Questions:

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import sys
+import weakref
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,7 @@ from loopsafe_db._runtime.transport import (
     MovableTransport,
     can_move,
     need_readers,
+    nowhere,
 )
 from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.drivers import libpq
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     class BaseConnection:
         """asyncpg has no types."""
 
-        _protocol: Any
+        _aborted: bool
         _query_loggers: Any
         _stmt_cache: Any
         _stmt_exclusive_section: Any
@@ -141,20 +143,27 @@ class GuardedConnection(BaseConnection):
         "guarded_codecs",
         "guarded_forgotten",
         "guarded_generation",
+        "guarded_kept",
         "guarded_lease",
         "guarded_names",
         "guarded_owner",
         "guarded_plans",
-        "guarded_transport",
+        "guarded_protocol",
+        "guarded_socket",
+        "guarded_stream",
     )
     guarded_answer: str
     guarded_codecs: set[str]
     guarded_forgotten: int  # how often it has forgotten what it had prepared
     guarded_generation: int  # of `Plans`, when it did so
+    guarded_kept: object  # all that only the loop keeps while it is in use: see `let_loop_keep`
     guarded_names: Iterator[str]
     guarded_lease: int
     guarded_owner: Owner
     guarded_plans: Plans
+    guarded_protocol: Callable[[], Any]
+    guarded_stream: Callable[[], Any]
+    guarded_socket: Callable[[], MovableTransport | None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guarded_owner = Owner()
@@ -163,11 +172,51 @@ class GuardedConnection(BaseConnection):
         self.guarded_plans = Plans()
         self.guarded_forgotten = self.guarded_generation = 0
         self.guarded_lease = 0  # how often it was taken back
+        self.guarded_protocol = self.guarded_stream = self.guarded_socket = nowhere
         super().__init__(*args, **kwargs)
-        # None where the loop's own transport is used, which cannot move.
-        self.guarded_transport: MovableTransport | None = self._transport.get_extra_info("movable")
-        if self.guarded_transport is not None:
-            self.guarded_transport.opened()
+        transport: MovableTransport | None = self._transport.get_extra_info("movable")
+        if transport is not None:
+            self.guarded_socket = weakref.ref(transport)
+            transport.opened()
+        self.keep()
+
+    def let_loop_keep(self) -> None:
+        """Have only the loop keep what waits for answers: its selector has the socket, and that all the rest.
+
+        Else a loop that is dropped in the middle of a statement would never be garbage: what waits there knows it.
+        """
+        if self.guarded_socket is not nowhere:
+            self.guarded_kept = None
+
+    def keep(self) -> None:
+        """Keep all of it: the loop may end, and another one have the connection."""
+        self.guarded_kept = self.guarded_protocol(), self.guarded_stream(), self.guarded_socket()
+
+    @property
+    def guarded_transport(self) -> MovableTransport | None:
+        """None where the loop's own transport is used, which cannot move; or where it is gone with its loop."""
+        return self.guarded_socket()
+
+    @property
+    def _protocol(self) -> Any:
+        return self.guarded_protocol()
+
+    @_protocol.setter
+    def _protocol(self, protocol: Any) -> None:
+        self.guarded_protocol = nowhere if protocol is None else weakref.ref(protocol)
+
+    @property
+    def _transport(self) -> Any:
+        return self.guarded_stream()
+
+    @_transport.setter
+    def _transport(self, transport: Any) -> None:
+        self.guarded_stream = nowhere if transport is None else weakref.ref(transport)
+
+    def is_closed(self) -> bool:
+        """Tell whether it is closed, or gone with its loop."""
+        protocol = self.guarded_protocol()
+        return self._aborted or protocol is None or not protocol.is_connected()
 
     @property
     def _loop(self) -> Any:
@@ -543,6 +592,8 @@ class AsyncpgDriver:
         attaches=True,
         reset_on_return=True,
         settles=True,
+        lent=GuardedConnection.let_loop_keep,
+        rested=GuardedConnection.keep,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def _never(_: BaseException) -> bool:
     return False
 
 
+def _nothing(_: Any) -> None:
+    """Do nothing: between two operations the connection refers to no loop."""
+
+
 _ISOLATION = (
     "serializable",
     "repeatable_read",
@@ -55,6 +59,9 @@ class DriverTraits:
             `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
         ends_transaction: Tells of a failure whether the server has rolled the whole transaction back with it, and goes
             on as if nothing were.
+        lent: Called when a connection is lent. From then on it may refer to what waits for its answers, and so to the
+            loop, only weakly: a loop that is dropped without ``close()`` has to become garbage.
+        rested: Called when it comes back: it keeps all that it needs in the next loop.
         failure: Tells which of our errors a failure is, if any: lost connections, serialization failures, deadlocks,
             locks and servers that take no writes. By SQLSTATE, unless a driver knows better.
     """
@@ -68,6 +75,8 @@ class DriverTraits:
     adapted: bool = False
     settles: bool = False
     ends_transaction: Callable[[BaseException], bool] = _never
+    lent: Callable[[Any], None] = _nothing
+    rested: Callable[[Any], None] = _nothing
     failure: Callable[[BaseException], type[DriverError] | None] = by_sqlstate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -46,7 +47,8 @@ class PoolEntry(_ConnectionRecord):
         raw: The driver's own connection.
         home_ref: The loop that used it last.
         fresh_until: When it has been idle or open for too long, on the monotonic clock.
-        task: The asyncio task that has it.
+        task_ref: The asyncio task that has it, if one has. Weakly: it keeps its loop.
+        thread: The thread that its loop ran in then.
         since: When that got it, on the same clock.
         rested: When its last user gave it back.
         taken_at: File and line where it was taken, if it is held for longer than one call.
@@ -66,9 +68,10 @@ class PoolEntry(_ConnectionRecord):
     raw: Any = None
     home_ref: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(nowhere)
     fresh_until: float = math.inf
+    thread: threading.Thread | None = None
     since: float = 0.0
     rested: float = 0.0
-    task: asyncio.Task[Any] | None = None
+    task_ref: Callable[[], asyncio.Task[Any] | None] | None = None
     taken_at: str = ""
     waited: float = 0.0
     connecting: float = 0.0
@@ -87,6 +90,7 @@ class PoolEntry(_ConnectionRecord):
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(pool.queue, connect=False)
         self.lender = pool
+        self._lent, self._rested = pool.driver.traits.lent, pool.driver.traits.rested
 
     @property
     def home(self) -> asyncio.AbstractEventLoop | None:
@@ -102,7 +106,9 @@ class PoolEntry(_ConnectionRecord):
     def lend(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Bring its connection to the running loop `loop`; tell whether it can be used there at once."""
         self.since = now = time.monotonic()
-        self.task = asyncio.current_task(loop)
+        task = asyncio.current_task(loop)
+        self.task_ref = None if task is None else weakref.ref(task)
+        self.thread = threading.current_thread()
         lender = self.lender
         if (
             now > self.fresh_until
@@ -119,6 +125,7 @@ class PoolEntry(_ConnectionRecord):
             lender.counts.connections_lost += 1
             self.terminate()  # what it has said is forgotten when it is given back
             return False
+        self._lent(self.raw)
         lender.counts.reused += 1
         return True
 
@@ -141,6 +148,7 @@ class PoolEntry(_ConnectionRecord):
             self.raw, self.touched = self.of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
+            self._lent(self.raw)
         self.touched |= self.lender.untouched
         self.note_who_waited()
         if self.lender.options.setup is not None and not (ready and self.lender.pinned):
@@ -250,14 +258,32 @@ class PoolEntry(_ConnectionRecord):
         What SQLAlchemy or a block has may go from task to task. Any thread may ask: meanwhile the task may give it back
         and end, and another get it.
         """
-        task = self.task
-        is_done = task is not None and task.done() and self.task is task
-        return self.is_stuck or (is_done and not self.taken_at and self.fairy_ref is None)
+        ref = self.task_ref
+        task = None if ref is None else ref()
+        is_done = ref is not None and (task is None or task.done()) and self.task_ref is ref
+        is_left = is_done and not self.taken_at and self.fairy_ref is None
+        return self.is_stuck or is_left or self._is_of_a_dead_thread()
+
+    def _is_of_a_dead_thread(self) -> bool:
+        """Tell whether nobody runs its loop any more: the thread that did has ended, and left it open.
+
+        A task that waits in SQLAlchemy's greenlet keeps its loop for ever: no garbage collector looks into that.
+        """
+        thread, loop = self.thread, self.home
+        is_dead = thread is not None and not thread.is_alive()
+        return is_dead and (loop is None or not loop.is_running()) and self.thread is thread
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The asyncio task that has it, if there is one."""
+        return None if self.task_ref is None else self.task_ref()
 
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
         self.taken_at = ""
         self.is_stuck = self.in_doubt = self.interrupted = False
+        if self.dbapi_connection is not None:
+            self._rested(self.raw)
         self.rested = now = time.monotonic()
         self.fresh_until = now + self.lender.patience
         if (recycle := self.lender.options.pool.recycle) is not None:

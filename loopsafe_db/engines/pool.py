@@ -160,7 +160,7 @@ class ConnectionPool:
         returning: What becomes of those that come back.
         first: Which of the new connections SQLAlchemy asks what it has to know.
         only_one: Whether it has one connection that no other can replace.
-        bound: asyncio task -> the connections that it has checked out.
+        bound: asyncio task -> the connections that it has checked out; both weakly, for they keep their loop.
         pinned: The one connection that everybody works on, where all of it is undone in the end.
         statements: What was sent, where that is recorded.
         untouched: What is undone of a connection of which nobody knows that it was touched.
@@ -216,7 +216,7 @@ class ConnectionPool:
         self.untouched = _untouched(options)
         self._looks_first = bool(options.pool.pre_ping or options.setup or self.untouched)
         self._may_leave = scope.movable and driver.traits.attaches
-        self.bound: dict[asyncio.Task[Any], list[Any]] = {}
+        self.bound: dict[weakref.ref[asyncio.Task[Any]], list[weakref.ref[Any]]] = {}
         self.pinned = None
         self.statements = None
         self.direct = True
@@ -419,13 +419,13 @@ class ConnectionPool:
             self.counts.returns_bad += entry.raw is not None
         elif loop is not None:
             if self.pinned is None and self.lending.hand_on(entry, loop):
-                entry.task = None
+                entry.task_ref = None
                 return
             if self._may_leave and (self.pinned is not None or self.lending.contended(loop)):
                 entry.leave()
         # Last, and at once: what is in neither is lost for a while if an exception strikes.
         if self.lending.held.pop(entry, None) is not None:
-            entry.task = None
+            entry.task_ref = None
             self.lending.give_back(entry)
 
     def proxy(self, entry: PoolEntry) -> Proxy:
@@ -586,8 +586,9 @@ class ConnectionPool:
 
     def _end_forgotten(self, entry: PoolEntry) -> str:
         holder = str(entry.holder)
-        if entry.task is not None:
-            self.bound.pop(entry.task, None)
+        for ref in list(self.bound):
+            if ref() is None or ref is entry.task_ref:
+                self.bound.pop(ref, None)
         entry.terminate()
         self.lending.free()
         return holder

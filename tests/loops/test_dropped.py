@@ -1,0 +1,127 @@
+"""A loop that is dropped without ``close()`` gives its connections' places back, whatever it was in the middle of."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from loopsafe_db import Database, Timeouts
+
+Work = Callable[[Database], Awaitable[None]]
+# Python warns of the loop and of its sockets, and of what else goes with it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+_LONG = {
+    "postgresql": "SELECT CAST(pg_sleep(30) AS text)",
+    "sqlite": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000) "
+    "SELECT max(n) FROM c",
+}
+
+
+def long_query(db: Database) -> str:
+    """Give what takes long."""
+    return _LONG[db.url.get_backend_name()]
+
+
+async def text(db: Database) -> None:
+    await db.fetch_val(long_query(db))
+
+
+async def clause(db: Database) -> None:
+    await db.fetch_val(sa.text(long_query(db)).columns(sa.column("n")))
+
+
+async def block(db: Database) -> None:
+    async with db.connection() as connection:
+        await connection.fetch_val(long_query(db))
+
+
+async def transaction(db: Database) -> None:
+    async with db.transaction():
+        await db.fetch_val(long_query(db))
+
+
+async def session(db: Database) -> None:
+    async with db.session() as opened:
+        await opened.execute(sa.text(long_query(db)))
+
+
+async def stream(db: Database) -> None:
+    async for _ in db.iterate(long_query(db)):
+        pass
+
+
+async def idle_block(db: Database) -> None:
+    async with db.connection():
+        await asyncio.get_running_loop().create_future()
+
+
+def drop_a_loop(db: Database, work: Work) -> weakref.ref[asyncio.AbstractEventLoop]:
+    """Begin in a new loop, and drop that in the middle."""
+
+    async def main() -> None:
+        await use(db)  # a connection is opened by SQLAlchemy, in its greenlet
+        task: Any = asyncio.ensure_future(work(db))
+        for _ in range(50):
+            await asyncio.sleep(0.001)  # somewhere in the middle
+        assert not task.done()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    return weakref.ref(loop)
+
+
+def until_it_is_collected(db: Database, work: Work) -> None:
+    """Do so, and wait for the collector; the thread of SQLite's connection has to end its statement before."""
+    dropped = drop_a_loop(db, work)
+    end = time.monotonic() + 30
+    while dropped() is not None and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+
+
+def in_a_thread_that_ends(db: Database, work: Work) -> None:
+    """Do so in a thread of its own."""
+    thread = threading.Thread(target=drop_a_loop, args=(db, work))
+    thread.start()
+    thread.join()
+
+
+async def use(db: Database) -> None:
+    """See that all places are there."""
+    assert await db.fetch_val("SELECT 7") == 7
+    assert db.stats().in_use == 0
+
+
+def check(
+    database: Database, scope: Any, work: Work, drop: Callable[[Database, Work], object]
+) -> None:
+    db = Database(database.url, max_size=1, timeouts=Timeouts(acquire=5), scope=scope)
+    for _ in range(2):
+        drop(db, work)
+        asyncio.run(use(db))
+    asyncio.run(db.disconnect())
+
+
+@pytest.mark.parametrize("scope", ["process", "loop"])
+@pytest.mark.parametrize("work", [text, block, transaction, stream, idle_block])
+def test_a_loop_that_was_dropped_gives_its_connection_back(
+    database: Database, work: Work, scope: Any
+) -> None:
+    check(database, scope, work, until_it_is_collected)
+
+
+@pytest.mark.parametrize("work", [clause, session])
+def test_a_loop_of_a_thread_that_has_ended_gives_back_what_sqlalchemy_waits_on(
+    database: Database, work: Work
+) -> None:
+    check(database, "process", work, in_a_thread_that_ends)
