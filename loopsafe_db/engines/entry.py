@@ -99,6 +99,11 @@ class PoolEntry(_ConnectionRecord):
         return None if loop is None or loop.is_closed() else loop
 
     @property
+    def is_old(self) -> bool:
+        """Whether it has been idle or open for too long."""
+        return self.fresh_until <= time.monotonic()
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a connection."""
         return self.dbapi_connection is not None
@@ -282,6 +287,7 @@ class PoolEntry(_ConnectionRecord):
         """Note that nobody uses it from now on."""
         self.taken_at = ""
         self.is_stuck = self.in_doubt = self.interrupted = False
+        self.thread = None
         if self.dbapi_connection is not None:
             self._rested(self.raw)
         self.rested = now = time.monotonic()

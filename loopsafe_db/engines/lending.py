@@ -391,8 +391,8 @@ class Lending(Generic[E]):
         if self._lines or self._served:
             self._post(Slot.RECALL)
 
-    def take_idle(self, wanted: Callable[[E], bool]) -> list[E]:
-        """Take idle entries out, for good; frees their places."""
+    def take_idle(self, wanted: Callable[[E], bool], loop_ref: LoopRef) -> list[E]:
+        """Lend idle entries to who is to end their connections, in the loop of `loop_ref`, and gives them back then."""
         # The collector may end a loop, and call this, while this very thread has the lock: then nothing is taken.
         if self._is_at_work():
             return []
@@ -400,10 +400,11 @@ class Lending(Generic[E]):
             if not self._lock.acquire(timeout=TAKE_TIMEOUT):
                 return []
             taken = [e for e in list(self._idle) if wanted(e) and self._pick(e)]
-            self.open -= len(taken)
+            self.held.update(dict.fromkeys(taken, loop_ref))
         finally:
             self._unlock()
-        self._post(Slot.NUDGE)
+        if self._inbox:
+            self._work()
         return taken
 
     def retire(self) -> bool:

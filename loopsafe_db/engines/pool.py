@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -22,6 +23,7 @@ from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db._runtime.tasks import stuck_on
+from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
@@ -468,9 +470,11 @@ class ConnectionPool:
 
     async def close(self) -> None:
         """Close what is idle in the running loop, or in none; what others use stays."""
-        here = (None, asyncio.get_running_loop())
-        for entry in self.lending.take_idle(lambda entry: entry.home in here):
-            await self.close_entry(entry)
+        loop = asyncio.get_running_loop()
+        here = None, loop
+        await self._close(
+            self.lending.take_idle(lambda entry: entry.home in here, weakref.ref(loop))
+        )
 
     async def _close_with_loop(self) -> None:
         """Close what is idle, as the running loop shuts down, and from now on what comes back there.
@@ -483,8 +487,7 @@ class ConnectionPool:
 
     def expire(self) -> None:
         """Have no connection that is open now used again: what is idle is ended, the others when they come back."""
-        for entry in self.lending.take_idle(lambda _: True):
-            entry.terminate()
+        self._end_idle(lambda _: True)
         for entry in list(self.lending.held):
             entry.touch(Touched.LAST)
 
@@ -553,14 +556,41 @@ class ConnectionPool:
         past.add(self.counts)
         self._raws, self.counts = set(), PoolStats()
 
+    def _end_idle(self, wanted: Callable[[PoolEntry], bool]) -> None:
+        for entry in self.lending.take_idle(wanted, nowhere):
+            self._end(entry)
+
+    def _end(self, entry: PoolEntry) -> None:
+        """End what was taken from the idle ones, and free its place."""
+        entry.terminate()
+        if self.lending.held.pop(entry, None) is not None:
+            self.lending.free()
+
+    async def _close(self, entries: list[PoolEntry]) -> None:
+        """Close what was taken from the idle ones, all at once, in 2 s; whatever strikes, nothing of it stays open.
+
+        Meanwhile they have their places: no new ones are opened beside them. And where the loop ends before, it is
+        seen that they were not given back.
+        """
+        task, thread = asyncio.current_task(), threading.current_thread()
+        for entry in entries:
+            entry.since, entry.thread = time.monotonic(), thread
+            entry.task_ref = None if task is None else weakref.ref(task)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for entry in entries:
+                    group.create_task(self.close_entry(entry))
+        finally:
+            for entry in entries:
+                self._end(entry)
+
     def _loop_ended(self) -> None:
         """End what a closed loop had lent, and what cannot go elsewhere."""
         forgotten = [self._end_forgotten(entry) for entry in self.lending.take_lost()]
         self._ending = {ref for ref in self._ending if not is_gone(ref())}
         self.lending.look_again()
         if not self.scope.movable:
-            for idle in self.lending.take_idle(lambda entry: entry.home is None):
-                idle.terminate()
+            self._end_idle(lambda entry: entry.home is None)
         elif self.options.pool.idle_timeout and self.lending.idle:
             self._reaper.wake()
         for holder in forgotten:
@@ -597,22 +627,16 @@ class ConnectionPool:
         """Close now, and after each pause, what this loop has not used for long."""
         if not self.lending.retired:  # else the timer would keep what nobody has any more
             loop.call_later(pause, self._tick, loop, pause)
-        for entry in self._idle_too_long((None, loop)):
-            task = loop.create_task(self.close_entry(entry))
+        here = None, loop
+        if old := self.lending.take_idle(lambda e: e.is_old and e.home in here, weakref.ref(loop)):
+            task = loop.create_task(self._close(old))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     def _reap(self) -> float | None:
         """End, in the reaper's thread, what no loop has and nobody used for long."""
-        for entry in self._idle_too_long((None,)):
-            entry.terminate()
+        self._end_idle(lambda entry: entry.is_old and entry.home is None)
         return (self.options.pool.idle_timeout or 0.0) / 2 if self.lending.idle else None
-
-    def _idle_too_long(
-        self, homes: tuple[asyncio.AbstractEventLoop | None, ...]
-    ) -> list[PoolEntry]:
-        now = time.monotonic()
-        return self.lending.take_idle(lambda e: e.fresh_until <= now and e.home in homes)
 
 
 def _untouched(options: DatabaseOptions) -> int:

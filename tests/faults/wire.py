@@ -29,31 +29,41 @@ class Wire:
     Attributes:
         hush: Is shown what a client is about to send.
         hush_after: Is shown what the server has answered, and been passed on.
+        clogs: Is shown what a client has sent; as soon as it says so, no more is read of that connection.
+        is_clogged: Whether it has said so.
         holds_ends: Whether the end of a server's connection is held back, and only what it says arrives.
         ends_held: How many it has held back.
         connections: How many clients have come.
+        open: How many of them have not ended their connection.
+        most_open: How many had none ended at a time.
     """
 
     hush: Hush
     hush_after: Hush
+    clogs: Hush
+    is_clogged: bool
     holds_ends: bool
     ends_held: int
     connections: int
+    open: int
+    most_open: int
 
     def __init__(self, url: Any) -> None:
         self._url = make_url(url)
-        self.hush = self.hush_after = nothing
-        self.holds_ends = False
-        self.ends_held = self.connections = 0
+        self.hush = self.hush_after = self.clogs = nothing
+        self.holds_ends = self.is_clogged = False
+        self.ends_held = self.connections = self.open = self.most_open = 0
+        self._ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = [self._listener]
+        self._sockets: list[socket.socket] = [self._listener]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sock in self._open:
+        self._ended.set()
+        for sock in self._sockets:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
@@ -74,20 +84,34 @@ class Wire:
                 far = socket.create_connection((self._url.host or "", self._url.port or 5432))
                 for sock in (near, far):  # as both ends have it: nothing is kept back for the next
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._open += near, far
+                self._sockets += near, far
+                self.open += 1
+                self.most_open = max(self.open, self.most_open)
                 silent = threading.Event()
                 threading.Thread(target=self._send, args=(near, far, silent), daemon=True).start()
                 threading.Thread(target=self._answer, args=(far, near, silent), daemon=True).start()
 
     def _send(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
         with suppress(OSError):
-            while data := near.recv(65536):
+            while data := self._heard(near):
                 if self.hush(data):
                     silent.set()
+                if self.clogs(data):
+                    self.is_clogged = True
+                    self._ended.wait()
                 if not silent.is_set():
                     far.sendall(data)
             if not silent.is_set():
                 far.shutdown(socket.SHUT_WR)
+
+    def _heard(self, near: socket.socket) -> bytes:
+        """Give what a client sends, and note when it has ended its connection."""
+        data = b""
+        try:
+            data = near.recv(65536)
+        finally:
+            self.open -= not data
+        return data
 
     def _answer(self, far: socket.socket, near: socket.socket, silent: threading.Event) -> None:
         with suppress(OSError):
