@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import sys
+import types
 import weakref
 from contextlib import suppress
 from functools import partial
@@ -54,7 +55,15 @@ from loopsafe_db.records import Record
 from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db.options import DatabaseOptions
@@ -92,6 +101,7 @@ if TYPE_CHECKING:
             self, query: str, timeout: float | None, **options: Any
         ) -> Awaitable[Any]: ...
         async def set_type_codec(self, typename: str, **options: Any) -> None: ...
+        async def _executemany(self, *args: Any, **options: Any) -> Any: ...
 else:
     BaseConnection, BaseRecord = asyncpg.Connection, asyncpg.Record
     BaseTransaction = asyncpg.transaction.Transaction
@@ -304,6 +314,9 @@ class GuardedConnection(BaseConnection):
         if libpq.MAY_DISCARD.search(query):
             self.guarded_forget()
         return self.guarded_answer
+
+    async def _executemany(self, *args: Any, **options: Any) -> Any:
+        return await _sending(self, super()._executemany(*args, **options))
 
     def _check_open(self) -> None:
         # Every public method of the connection comes by here.
@@ -733,6 +746,11 @@ class AsyncpgDriver:
         return isinstance(self.original(error), _ANSWERS)
 
     async def settle(self, raw: GuardedConnection) -> None:
+        transport = raw.guarded_transport
+        if transport is not None and transport.get_write_buffer_size():
+            # Nobody knows when the rest would be taken, and before that the server does not answer.
+            self.terminate(raw)
+            return
         with suppress(asyncpg.InFailedSQLTransactionError):
             # Waits for a cancel request under way, as every operation does.
             await raw.execute("SELECT 1")
@@ -865,6 +883,37 @@ async def _connect(keywords: dict[str, Any], timeout: float) -> GuardedConnectio
         if raw is None or raw.guarded_transport is not None:
             keywords["loop"].keep(raw)
     return raw
+
+
+@types.coroutine
+def _sending(raw: GuardedConnection, work: Awaitable[T]) -> Generator[Any, Any, T]:
+    """Await what sends piece by piece; where it is cancelled then, end the connection.
+
+    asyncpg swallows a cancellation there, and waits for an answer to what it has not sent to its end.
+    """
+    steps: Any = work.__await__()
+    go_on, told = steps.send, None
+    cancelled: BaseException | None = None
+    result: Any = None
+    try:
+        while True:
+            waited = go_on(told)
+            if isinstance(told, asyncio.CancelledError):  # else it would have come out
+                cancelled = told
+                DRIVER.terminate(raw)
+            try:
+                yield waited
+                go_on, told = steps.send, None
+            except BaseException as error:  # noqa: BLE001 (asyncpg is told)
+                go_on, told = steps.throw, error
+    except StopIteration as done:
+        result = done.value
+    except Exception:
+        if cancelled is None:
+            raise
+    if cancelled is not None:
+        raise cancelled
+    return result  # type: ignore[no-any-return]
 
 
 async def _prepare_anew(raw: GuardedConnection, error: Any) -> None:

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         AsyncGenerator,
         Awaitable,
         Callable,
+        Generator,
         Iterable,
         Mapping,
         Sequence,
@@ -358,18 +359,26 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
             return
         self.ended = True  # until it is known to be in order again
+        if self._is_sending():
+            return  # nobody knows when the rest would be taken, and before that the server does not answer
         if not psycopg.capabilities.has_cancel_safe():
             return  # libpq before 17 would hold up the whole interpreter until the server answers
         with suppress(psycopg.Error, TimeoutError):
             async with asyncio.timeout(ENDING_TIMEOUT):
                 await self.cancel_safe()
                 with suppress(psycopg.Error):  # cancelled, or it had failed by itself
-                    await waiting.wait_async(gen, self.pgconn.socket, _SELDOM)
+                    await waiting.wait_async(_resumed(gen), self.pgconn.socket, _SELDOM)
                 # A pipeline comes to rest at its end.
                 in_pipeline = self.pgconn.pipeline_status != PipelineStatus.OFF
                 self.ended = (
                     not in_pipeline and self.pgconn.transaction_status == TransactionStatus.ACTIVE
                 )
+
+    def _is_sending(self) -> bool:
+        """Tell whether something is left that the network has not taken."""
+        with suppress(psycopg.Error):
+            return self.pgconn.flush() != 0
+        return True
 
     def _should_cancel(self) -> bool:
         # Any thread may cancel, but no forked child: it would stop its parent's statement.
@@ -893,6 +902,16 @@ def _begin(options: TransactionOptions) -> str:
     if options.deferrable:
         words.append("DEFERRABLE")
     return " ".join(words)
+
+
+def _resumed(gen: Any) -> Generator[Any, Any, Any]:
+    """Go on with what was stopped while it waited for its socket."""
+    try:
+        wanted = gen.send(waiting.Ready.W)
+        while True:
+            wanted = gen.send((yield wanted))
+    except StopIteration as done:
+        return done.value
 
 
 @asynccontextmanager
