@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _USERINFO = re.compile(
     r"[@/?#\[\]\s]"
 )  # what ends a user or a password, if it stands there as it is
+# What SQLAlchemy takes for one host: all before, ``host1:port1,host2:port2``, and all behind.
+_SEVERAL_HOSTS = re.compile(
+    r"(postgres[\w+]*://(?:[^:/@]*(?::[^@]*)?@)?)([\w.\-:\[\]]*,[\w.\-:\[\],]*)((?:[/?].*)?)$",
+    re.DOTALL,
+)
 _SECRET_VALUES = re.compile(r"([?&][^=&#]*pass(?:word|wd)?=)[^&#]*", re.IGNORECASE)
 _QUOTES = ("'", '"')
 _DECODES_DATABASE = make_url("x:///%41").database == "A"  # SQLAlchemy does so from 2.1
@@ -172,11 +177,14 @@ class DatabaseURL(URL):
     def _rewritten(self, changes: dict[str, Any]) -> str:
         parts, changes = self.components, dict(changes)
         if changes.keys() & {"username", "password", "hostname", "port"}:
+            place = parts.netloc.rpartition("@")[2]  # of perhaps several hosts
+            if changes.keys() & {"hostname", "port"}:
+                host = changes.pop("hostname", parts.hostname) or ""
+                place = _place(host, changes.pop("port", self.port))
             changes["netloc"] = _netloc(
                 _encoded(changes.pop("username", parts.username), colon="%3A"),
                 _encoded(changes.pop("password", parts.password), colon=":"),
-                changes.pop("hostname", parts.hostname) or "",
-                changes.pop("port", self.port),
+                place,
             )
         if "database" in changes:
             database = changes.pop("database").replace("?", "%3F").replace("#", "%23")
@@ -203,11 +211,14 @@ def _read(text: str) -> URL:
             "there are quotes, blanks or a newline around the URL: they belong to the shell or the file that it "
             "comes from; remove them"
         )
+    several = _SEVERAL_HOSTS.match(text)
     try:
-        parts = make_url(text)
+        parts = make_url(text if several is None else several[1] + several[3])
     except (ArgumentError, ValueError):
         # The text may hold a password anywhere, so no part of it is shown.
         raise InvalidURLError(f"not a database URL (a text of {len(text)} characters)") from None
+    if several is not None and "host" not in parts.query:  # as SQLAlchemy writes several
+        parts = parts.update_query_dict({"host": several[2]})
     if parts.database and not _DECODES_DATABASE:
         parts = parts.set(database=unquote(parts.database))
     return parts
@@ -229,9 +240,12 @@ def _split(text: str, url: URL) -> SplitResult | None:
     return parts if found == [url.username, url.password] else None
 
 
-def _netloc(username: str | None, password: str | None, host: str, port: int | None) -> str:
+def _place(host: str, port: int | None) -> str:
     host = f"[{host}]" if ":" in host else host
-    place = host if port is None else f"{host}:{port}"
+    return host if port is None else f"{host}:{port}"
+
+
+def _netloc(username: str | None, password: str | None, place: str) -> str:
     if username is None:
         return place
     return f"{username}@{place}" if password is None else f"{username}:{password}@{place}"

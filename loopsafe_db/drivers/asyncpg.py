@@ -616,8 +616,7 @@ class AsyncpgDriver:
         settings = {name: query[name] for name in ("application_name", "options") if name in query}
         size = libpq.statement_cache_size(options)
         return {
-            "host": hosts[0] if len(hosts) == 1 else hosts or None,
-            "port": ports[0] if len(ports) == 1 else ports or None,
+            "places": (hosts, ports, query.get("load_balance_hosts")),
             "user": url.username,
             "password": hidden(url.password),
             "database": url.database,
@@ -848,9 +847,15 @@ def _refuse(query: Mapping[str, str]) -> None:
 
 
 def _keywords(
-    files: dict[str, str], tcp: dict[str, int], *, prepares: bool, **given: Any
+    places: tuple[list[str], list[int], str | None],
+    files: dict[str, str],
+    tcp: dict[str, int],
+    *,
+    prepares: bool,
+    **given: Any,
 ) -> dict[str, Any]:
     """Give asyncpg's arguments. The files are looked at now: they come and go."""
+    hosts, ports = libpq.in_turn(*places)
     own = isinstance(given["ssl"], ssl.SSLContext)  # of the user's, who has said everything by it
     files = {} if own else libpq.tls_files(files, given["ssl"])
     root = files.get("sslrootcert") or os.path.expanduser("~/.postgresql/root.crt")
@@ -866,6 +871,8 @@ def _keywords(
         given["statement_cache_size"] = 0
     return {
         **given,
+        "host": hosts or None,
+        "port": ports or None,
         "loop": OpeningLoop(root, tcp),
         "connection_class": GuardedConnection if prepares else UnpreparedConnection,
     }

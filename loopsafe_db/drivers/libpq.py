@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import random
 import re
 import socket
 import stat
@@ -28,7 +29,7 @@ from loopsafe_db.errors import (
 from loopsafe_db.options import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import URL
     from sqlalchemy.engine import ExceptionContext
@@ -48,6 +49,7 @@ _VALUES = {  # the libpq names that take one of a few words
         "prefer-standby",
     ),
     "gssencmode": ("disable", "prefer", "require"),
+    "load_balance_hosts": ("disable", "random"),
     "channel_binding": ("disable", "prefer", "require"),
 }
 # Of a connection over TCP: what is set where the URL says nothing; None is the system's own. So what a firewall has
@@ -99,12 +101,14 @@ NAMES = (
     "channel_binding",
     "client_encoding",
     "passfile",
+    "load_balance_hosts",
     *_TCP,
 )
 # What asyncpg cannot do.
-LIBPQ_ALONE = ("gssencmode", "load_balance_hosts")
+LIBPQ_ALONE = ("gssencmode",)
 _APPLICATION = "loopsafe_db {process} {pid}"
 _NAME_BYTES = 63  # PostgreSQL cuts the rest off
+_HOST_AND_PORT = re.compile(r"(\[.*\]|[^/\[\]:]*):(\d+)")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # What both drivers call the statements that they prepare; users may have prepared others, and lost them.
 _PREPARED = re.compile("__asyncpg_|_pg3_")
@@ -243,15 +247,33 @@ def _escaped(value: str) -> str:
 
 
 def places(url: URL, query: dict[str, str]) -> tuple[list[str], list[int]]:
-    """Give hosts and ports; the query's go first, and may be several with commas between."""
+    """Give hosts and ports; the query's go first, and may be several with commas between, each with its port."""
     hosts = query["host"].split(",") if "host" in query else [url.host] if url.host else []
     ports = query["port"].split(",") if "port" in query else [str(url.port)] if url.port else []
+    if any(_HOST_AND_PORT.fullmatch(host) for host in hosts):
+        if "port" in query:
+            raise InvalidURLError("port is said twice: with the hosts, and by port=")
+        ports = [
+            found[2] if (found := _HOST_AND_PORT.fullmatch(host)) else "5432" for host in hosts
+        ]
+        hosts = [_HOST_AND_PORT.sub(r"\1", host).strip("[]") for host in hosts]
     if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports):
         given = query.get("port", str(url.port))
         raise InvalidURLError(f"port must be a number from 1 to 65535, not {given!r}")
     if len(ports) not in (0, 1, len(hosts)):
         raise InvalidURLError(f"{len(hosts)} hosts cannot have {len(ports)} ports")
     return hosts, [int(port) for port in ports]
+
+
+def in_turn(
+    hosts: Sequence[str], ports: Sequence[int], balance: str | None
+) -> tuple[list[str], list[int]]:
+    """Give several hosts, and their ports, in the order in which one connection tries them."""
+    order = list(range(len(hosts)))
+    if balance == "random":
+        random.shuffle(order)
+    each = list(ports) if len(ports) == len(hosts) else [*ports[:1]] * len(hosts)
+    return [hosts[i] for i in order], [each[i] for i in order] if each else []
 
 
 def tls_files(given: Mapping[str, Any], mode: str | None) -> dict[str, str]:

@@ -577,8 +577,7 @@ class PsycopgDriver:
         return {
             **query,
             **libpq.tcp_settings(options),
-            "host": ",".join(hosts) or None,
-            "port": ",".join(map(str, ports)) or None,
+            "places": (hosts, ports, query.pop("load_balance_hosts", None)),
             "user": url.username,
             "password": hidden(url.password),
             "dbname": url.database,
@@ -593,8 +592,9 @@ class PsycopgDriver:
         need_readers(loop)
         try:
             async with asyncio.timeout(options.timeout):
-                places = await _places(loop, options.arguments)
-                raw = await _connect({**options.arguments, **places})
+                arguments = dict(options.arguments)
+                places = await _places(loop, *libpq.in_turn(*arguments.pop("places")))
+                raw = await _connect({**arguments, **places})
         except (TimeoutError, errors.ConnectionTimeout) as error:
             raise ConnectTimeout(
                 options.target, f"no answer within {options.timeout:g} s"
@@ -777,15 +777,15 @@ def _set_json(
     raw.adapters.register_dumper(dict, DictDumper)
 
 
-async def _places(loop: asyncio.AbstractEventLoop, arguments: Mapping[str, Any]) -> dict[str, str]:
+async def _places(
+    loop: asyncio.AbstractEventLoop, hosts: list[str], ports: list[int]
+) -> dict[str, str]:
     """Give the addresses of each host, so that psycopg asks no loop for them: `addresses` says why."""
-    if not arguments["host"]:
-        return {}
-    hosts = arguments["host"].split(",")
-    ports = (arguments["port"] or "").split(",")
+    if not hosts:
+        return {"port": str(ports[0])} if ports else {}
     places: list[tuple[str, str, str]] = []
     failed: list[OSError] = []
-    for host, port in zip(hosts, ports if len(ports) > 1 else ports * len(hosts), strict=True):
+    for host, port in zip(hosts, map(str, ports) if ports else [""] * len(hosts), strict=True):
         try:
             found = await _addresses_of(loop, host, port)
         except OSError as error:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from loopsafe_db import Database
 from loopsafe_db.drivers.discovery import find_driver
 from loopsafe_db.errors import InvalidURLError
+from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,11 +73,7 @@ async def test_what_asks_for_nothing_is_taken(url: sa.URL, query: dict[str, str]
 
 @pytest.mark.parametrize(
     "query",
-    [
-        {"channel_binding": "require"},
-        {"client_encoding": "latin1"},
-        {"load_balance_hosts": "random"},
-    ],
+    [{"channel_binding": "require"}, {"client_encoding": "latin1"}],
 )
 async def test_what_asyncpg_cannot_do_is_refused(postgres_url: str, query: dict[str, str]) -> None:
     with pytest.raises(InvalidURLError, match=next(iter(query))):
@@ -84,11 +81,48 @@ async def test_what_asyncpg_cannot_do_is_refused(postgres_url: str, query: dict[
 
 
 @pytest.mark.parametrize(
-    "query", [{"keepalives": "yes"}, {"tcp_user_timeout": "-1"}, {"channel_binding": "perhaps"}]
+    "query",
+    [
+        {"keepalives": "yes"},
+        {"tcp_user_timeout": "-1"},
+        {"channel_binding": "perhaps"},
+        {"load_balance_hosts": "yes"},
+        {"host": "one:5001,two", "port": "5002"},
+    ],
 )
 async def test_a_value_that_is_not_allowed_is_named(url: sa.URL, query: dict[str, str]) -> None:
-    with pytest.raises(InvalidURLError, match=next(iter(query))):
+    with pytest.raises(InvalidURLError, match=list(query)[-1]):
         await handle(url, query).connect()
+
+
+@pytest.mark.parametrize("written", ["{dead},{alive}/{name}", "/{name}?host={dead},{alive}"])
+async def test_each_of_several_hosts_has_its_port_and_the_first_that_answers_is_taken(
+    url: sa.URL, written: str
+) -> None:
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))  # and does not listen
+        written = written.format(
+            dead=f"127.0.0.1:{dead.getsockname()[1]}",
+            alive=f"localhost:{url.port}",
+            name=url.database,
+        )
+        text = f"{url.drivername}://{url.username}:{url.password}@{written}"
+        async with Database(text) as database:
+            assert await database.fetch_val("SELECT current_database()") == url.database
+        assert str(database.url) == text
+        assert f":********@{written}" in repr(database.url)
+
+
+async def test_several_hosts_take_turns_at_random_if_they_are_to(url: sa.URL) -> None:
+    with Wire(url) as one, Wire(url) as other:
+        places = ",".join(f"127.0.0.1:{wire.url.port}" for wire in (one, other))
+        wanted = one.url.set(host=None, port=None).update_query_dict({"host": places})
+        for query, both in (({}, False), ({"load_balance_hosts": "random"}, True)):
+            for _ in range(30):
+                async with handle(wanted, query) as database:
+                    await database.fetch_val("SELECT 7")
+            assert bool(other.connections) is both
+        assert one.connections > 30
 
 
 async def test_sqlalchemys_name_of_psycopg_is_psycopg(postgres_url: str) -> None:

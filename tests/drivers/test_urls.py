@@ -190,7 +190,7 @@ def test_the_table_has_all_names_and_no_other(url: URL) -> None:
         Database(url.update_query_dict({"services": "mine"}))
     text = str(caught.value).splitlines()[0]
     known = text.partition("known: ")[2].split(", ")
-    of_psycopg = {"gssencmode", "load_balance_hosts"}
+    of_psycopg = {"gssencmode"}
     alone = of_psycopg if url.drivername.endswith("asyncpg") else set()
     assert sorted(LISTED) == sorted({*known, *alone}) == sorted(CHECKS)
 
