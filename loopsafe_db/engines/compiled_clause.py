@@ -7,6 +7,7 @@ same in the end goes the long way: by SQLAlchemy's cursor.
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 from types import CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from loopsafe_db.drivers.session_state import touched_by_sql
 from loopsafe_db.engines.clauses import keyed, with_values
+from loopsafe_db.engines.listeners import is_ours
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
@@ -53,9 +55,9 @@ class Clauses:
     """The clauses of one engine that need no cursor of SQLAlchemy's."""
 
     def __init__(self, engine: Engine) -> None:
-        """Note what listens to the engine now: it is ours, and hears nothing that matters here."""
+        """Note what of ours listens to the engine: it has no need of a clause's long way."""
         self._engine: Any = engine
-        self._own = self._listening()
+        self._own = sum(map(is_ours, chain.from_iterable(self._heard())))
 
     def ready(self, query: Any, values: Any) -> ReadyClause | None:
         """Give a clause as the driver takes it, with its values; None: it goes the long way."""
@@ -89,9 +91,12 @@ class Clauses:
         )
 
     def _listening(self) -> int:
+        return sum(map(len, self._heard()))
+
+    def _heard(self) -> tuple[Any, ...]:
         engine = self._engine
-        heard = _of_engine(engine.dispatch) + _of_dialect(engine.dialect.dispatch)
-        return sum(map(len, heard))
+        heard: tuple[Any, ...] = _of_engine(engine.dispatch) + _of_dialect(engine.dialect.dispatch)
+        return heard
 
 
 class ReadyClause:

@@ -22,6 +22,18 @@ def listeners_of(engine: AsyncEngine) -> frozenset[int]:
     )
 
 
+def is_ours(listener: Any) -> bool:
+    """Tell whether something that listens is of this library; SQLAlchemy wraps what gives nothing back."""
+    cells = [cell.cell_contents for cell in getattr(listener, "__closure__", None) or ()]
+    functions = [listener, getattr(listener, "func", None), *cells]
+    return any(str(getattr(one, "__module__", "")).startswith("loopsafe_db.") for one in functions)
+
+
+def put_first(engine: AsyncEngine, event: str) -> None:
+    """Have what listens to an event of the engine's last be called first: SQLAlchemy does not heed ``insert=True``."""
+    getattr(engine.sync_engine.dispatch, event).listeners.rotate(1)
+
+
 def hand_on(before: AsyncEngine, engine: AsyncEngine) -> None:
     """Have `engine` heed what listens to the one before it, but for what is ours: it has the like."""
     own = before.sync_engine.pool.own_listeners  # type: ignore[attr-defined]

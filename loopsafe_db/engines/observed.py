@@ -9,7 +9,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.engines.entry import PoolEntry
-from loopsafe_db.engines.listeners import listeners_of
+from loopsafe_db.engines.listeners import listeners_of, put_first
 from loopsafe_db.engines.statement_timeout import TIMED
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def observe_engine(engine: AsyncEngine, queue: SharedQueue) -> None:
     before = listeners_of(engine)
     heard = _EngineEvents(queue.find_pool)
     # First: what others have around a statement is to be in what the listeners have around it.
-    event.listen(sync, "before_cursor_execute", heard.before, insert=True)
+    event.listen(sync, "before_cursor_execute", heard.before)
+    put_first(engine, "before_cursor_execute")
     event.listen(sync, "after_cursor_execute", heard.after)
     event.listen(sync, "handle_error", heard.failed)
     queue.own_listeners |= listeners_of(engine) - before

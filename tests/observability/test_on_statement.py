@@ -19,7 +19,7 @@ from loopsafe_db.errors import AcquireTimeout
 from loopsafe_db.testing import call_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from loopsafe_db import Statement
 
@@ -404,6 +404,48 @@ async def test_a_replica_is_heard_by_who_listens_to_its_handle(postgres_url: str
 def test_what_cannot_be_called_between_two_lines_is_refused(callback: Any) -> None:
     with pytest.raises(TypeError, match="plain function"):
         Database("sqlite:///x.db").on_statement(callback)
+
+
+def listener_of_all_engines(told: list[str]) -> Callable[..., None]:
+    def hear(*heard: Any) -> None:
+        told.append(heard[2])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", hear)
+    return hear
+
+
+async def test_a_tool_that_watches_all_engines_from_the_start_hears_each_clause(
+    database: Database,
+) -> None:
+    told: list[str] = []
+    hear = listener_of_all_engines(told)
+    try:
+        for _ in range(3):
+            await database.fetch_all(sa.select(sa.literal_column("'clause'")))
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hear)
+
+    assert sum("'clause'" in one for one in told) == 3
+
+
+async def test_what_is_around_a_clause_is_around_other_listeners_too(database: Database) -> None:
+    inside: list[str] = []
+    seen: list[bool] = []
+
+    @contextmanager
+    def around(sql: str) -> Iterator[None]:
+        inside.append(sql)
+        yield
+        inside.pop()
+
+    @sa.event.listens_for(database.engine.sync_engine, "before_cursor_execute")
+    def hear(*_: object) -> None:
+        seen.append(bool(inside))
+
+    with heard(database, around=around):
+        await database.fetch_all(sa.select(sa.literal_column("1")))
+
+    assert seen[-1:] == [True]
 
 
 async def test_a_block_that_is_open_is_heard_from_now_on(database: Database) -> None:
