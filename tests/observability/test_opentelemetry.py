@@ -1,0 +1,147 @@
+"""OpenTelemetry: spans and metrics by its conventions, one of each statement, beside its other instrumentations too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from loopsafe_db import Database, PoolLimits, Timeouts
+from loopsafe_db.errors import AcquireTimeout
+from loopsafe_db.integrations.opentelemetry import instrument
+from tests.observability import tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Told:
+    """What OpenTelemetry was told."""
+
+    def __init__(self) -> None:
+        self.exporter, self.tracers = InMemorySpanExporter(), TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self.reader])
+
+    @property
+    def spans(self) -> Any:
+        return self.exporter.get_finished_spans()
+
+    def metrics(self) -> dict[str, list[Any]]:
+        data: Any = self.reader.get_metrics_data()
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    told = Told()
+    stop = instrument(tracer_provider=told.tracers, meter_provider=told.meters)
+    yield told
+    stop()
+
+
+async def test_a_span_has_the_names_of_the_conventions(postgres_url: str, told: Told) -> None:
+    database = Database(postgres_url)
+    await database.fetch_all("SELECT :n AS n", {"n": "hunter2"})
+
+    (span,) = told.spans
+    assert (span.name, span.kind) == ("SELECT", SpanKind.CLIENT)
+    attributes = dict(span.attributes)
+    assert {
+        "db.system.name": "postgresql",
+        "db.namespace": database.url.database,
+        "db.query.summary": "SELECT",
+        "db.query.text": "SELECT $1 AS n",
+        "db.response.returned_rows": 1,
+        "server.address": database.url.host,
+        "server.port": database.url.port,
+        "code.file.path": __file__,
+    }.items() <= attributes.items()
+    assert "hunter2" not in str(attributes)
+    assert span.start_time < span.end_time
+
+
+async def test_a_span_is_the_child_of_what_its_caller_is_in(database: Database, told: Told) -> None:
+    with told.tracers.get_tracer("mine").start_as_current_span("mine") as mine:
+        async with database.transaction():
+            await database.fetch_val("SELECT 1")
+
+    parents = [span.parent.span_id for span in told.spans if span.name != "mine"]
+    assert parents == [mine.get_span_context().span_id] * 3
+
+
+async def test_what_fails_has_its_type_and_the_servers_code(postgres_url: str, told: Told) -> None:
+    with pytest.raises(Exception, match="no_such"):
+        await Database(postgres_url).fetch_all("SELECT * FROM no_such")
+
+    (span,) = told.spans
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes["error.type"] == "asyncpg.exceptions.UndefinedTableError"
+    assert span.attributes["db.response.status_code"] == "42P01"
+
+
+async def test_nothing_is_told_where_the_caller_has_switched_it_off(
+    database: Database, told: Told
+) -> None:
+    with suppress_instrumentation():
+        await database.fetch_val("SELECT 1")
+
+    assert told.spans == ()
+
+
+async def test_pools_have_the_metrics_of_the_conventions(postgres_url: str, told: Told) -> None:
+    database = Database(
+        postgres_url, pool=PoolLimits(max_connections=1), timeouts=Timeouts(acquire=0.05)
+    )
+    async with database.connection() as connection:
+        await connection.fetch_val("SELECT 1")
+        with pytest.raises(AcquireTimeout):
+            await asyncio.create_task(database.fetch_val("SELECT 2"), context=contextvars.Context())
+        metrics = told.metrics()
+
+    pool = database.stats().name
+    found = {
+        name: [point for point in points if pool in point.attributes.values()]
+        for name, points in metrics.items()
+    }
+    count = {
+        point.attributes["db.client.connection.state"]: point.value
+        for point in found["db.client.connection.count"]
+    }
+    assert count == {"idle": 0, "used": 1}
+    assert [point.value for point in found["db.client.connection.max"]] == [1]
+    assert [point.value for point in found["db.client.connection.pending_requests"]] == [0]
+    assert [point.value for point in found["db.client.connection.timeouts"]] == [1]
+    assert [point.count for point in found["db.client.connection.create_time"]] == [1]
+    assert [point.count for point in found["db.client.connection.wait_time"]] == [1]
+    (duration,) = metrics["db.client.operation.duration"]
+    assert duration.count == 1
+
+
+@pytest.mark.slow
+def test_each_tool_sees_what_the_table_says(postgres_url: str) -> None:
+    pytest.importorskip("logfire")
+    pytest.importorskip("sentry_sdk")
+    page = (tools.ROOT / "docs/how-to/monitoring.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"(^\| \| text .*?)\n\n", page, re.MULTILINE | re.DOTALL)
+
+    assert tools.table(postgres_url) == shown
