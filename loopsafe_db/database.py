@@ -461,7 +461,9 @@ class HandleEngine(AsyncEngine):
         return _restore_engine, (self.handle, self._execution_options)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HandleEngine) and self._identity == other._identity
+        if isinstance(other, HandleEngine):
+            return self._identity == other._identity
+        return isinstance(other, AsyncEngine) and self.sync_engine == other.sync_engine
 
     def __hash__(self) -> int:
         return hash(self.handle._overrides)  # noqa: SLF001

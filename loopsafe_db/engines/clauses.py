@@ -24,7 +24,7 @@ class _CompiledClauses(LRUCache[Any, Any]):
     __slots__ = ()
 
     def __setitem__(self, key: Any, compiled: Any) -> None:
-        if len(compiled.string) <= _LONGEST:
+        if len(str(compiled)) <= _LONGEST:
             super().__setitem__(key, compiled)
 
 
