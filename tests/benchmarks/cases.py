@@ -440,6 +440,28 @@ SESSIONS = Case(
     serial=True,
 )
 
+ENGINE = Case(
+    "engine",
+    "`create_async_engine`, one query each, in one long loop",
+    (
+        Contender("SQLAlchemy's own", "plain_sqlalchemy", "shared engine", 80),
+        Contender(OURS, "loopsafe", "engine", 80),
+    ),
+    (_ours_over(("SQLAlchemy's own",), Goal(1.05)),),
+    serial=True,
+)
+
+ENGINE_RUN = Case(
+    "engine-run",
+    "The same in `asyncio.run`, again and again",
+    (
+        Contender("SQLAlchemy's own, NullPool", "plain_sqlalchemy", "null pool", 10),
+        Contender(OURS, "loopsafe", "engine in runs", 100),
+    ),
+    (_slower("SQLAlchemy's own, NullPool", _at_least(15)),),
+    serial=True,
+)
+
 HANDLE = Case(
     "handle",
     "`get_database()`",
@@ -515,6 +537,8 @@ ALL = (
     CALLS_CORE,
     CALLS_MANY,
     SESSIONS,
+    ENGINE,
+    ENGINE_RUN,
     HANDLE,
     GROWTH,
     FLEET,

@@ -7,9 +7,9 @@ import os
 from time import perf_counter
 from typing import Any
 
-from loopsafe_db import Database, PoolLimits, get_database
+from loopsafe_db import Database, PoolLimits, create_async_engine, get_database
 from tests.benchmarks.contenders.calls import calls_of
-from tests.benchmarks.contenders.plain_sqlalchemy import ask_in
+from tests.benchmarks.contenders.plain_sqlalchemy import ask_engine, ask_in
 from tests.benchmarks.harness import (
     CROWDS,
     LAST_ROW,
@@ -153,6 +153,16 @@ def sessions(child: Child) -> Any:
     return in_one_loop(child, lambda n: ask_in(database.session(), n))
 
 
+def engine(child: Child) -> Any:
+    made = create_async_engine(child.url)
+    return in_one_loop(child, lambda n: ask_engine(made, n))
+
+
+def engine_in_runs(child: Child) -> Any:
+    made = create_async_engine(child.url)
+    return run_each(child, lambda n: ask_engine(made, n))
+
+
 def handle(child: Child) -> Any:
     os.environ["LOOPSAFE_DB_URL"] = child.url
     assert get_database() is get_database()
@@ -198,6 +208,8 @@ CASES = {
     "many": many,
     "iterate": iterate,
     "sessions": sessions,
+    "engine": engine,
+    "engine in runs": engine_in_runs,
     "handle": handle,
     "empty call": empty_call,
     "growth": growth,
