@@ -189,6 +189,10 @@ class Options(TypedDict, total=False):
         cached_statements: SQLite: as in `sqlite3.connect`.
         detect_types: SQLite: as in `sqlite3.connect`.
         uri: SQLite: taken, and of no effect: a path that begins with ``file:`` is a URI.
+        echo: Whether each statement is logged, by the logger ``loopsafe_db.statements`` at the level INFO, and on
+            stdout if the program logs nowhere; ``"values"`` is with the values of the parameters.
+        slow_query: Seconds with the server from which on a statement is logged, as a warning, with where its time went.
+        slow_acquire: Seconds for a connection from which on.
         force_rollback: Whether all that is done is undone at `Database.disconnect`: for tests.
     """
 
@@ -216,6 +220,9 @@ class Options(TypedDict, total=False):
     cached_statements: int | None
     detect_types: int | None
     uri: bool | None
+    echo: bool | str | None
+    slow_query: float | None
+    slow_acquire: float | None
     force_rollback: bool
 
 
@@ -256,6 +263,9 @@ class DatabaseOptions:
     json_deserializer: JsonDeserializer | None = field(default=None, repr=False)
     setup: Init | None = field(default=None, repr=False)
     reset: str | Init = field(default="auto", repr=False)
+    echo: bool | str = False
+    slow_query: float | None = None
+    slow_acquire: float | None = None
     force_rollback: bool = False
     ssl_context: SSLContext | None = field(default=None, repr=False)
     connecting: Mapping[str, str] = field(default_factory=dict)
@@ -275,6 +285,12 @@ class DatabaseOptions:
             raise InvalidSettingError(
                 f"reset must be 'auto', 'always', 'never' or an async function, not {self.reset!r}"
             )
+        if self.echo not in (True, False, "values"):
+            raise InvalidSettingError(f"echo must be True, False or 'values', not {self.echo!r}")
+        for name in ("slow_query", "slow_acquire"):
+            value = getattr(self, name)
+            if value is not None:
+                SECONDS_OR_0.read(name, value, InvalidSettingError)
         if self.pgbouncer == "session":  # who has a connection has a server, in use or not
             object.__setattr__(self, "pool", _hurried(self.pool))
 

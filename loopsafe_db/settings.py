@@ -41,6 +41,8 @@ class LoopsafeSettings(BaseSettings):
     statement_timeout: float | None = Field(default=None, gt=0)
     recycle: float | None = Field(default=None, gt=0)
     pre_ping: bool = False
+    slow_query: float | None = Field(default=None, ge=0)
+    slow_acquire: float | None = Field(default=None, ge=0)
     application_name: str | None = None
     pgbouncer: Literal["transaction", "session"] | None = None
     reset: Literal["auto", "always", "never"] = "auto"
@@ -92,6 +94,8 @@ def load_options(name: str) -> DatabaseOptions:
             "timeouts": Timeouts(
                 settings.connect_timeout, settings.acquire_timeout, settings.statement_timeout
             ),
+            "slow_query": settings.slow_query,
+            "slow_acquire": settings.slow_acquire,
             "application_name": settings.application_name,
             "scope": settings.scope,
             "pgbouncer": settings.pgbouncer,

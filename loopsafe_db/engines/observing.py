@@ -163,21 +163,27 @@ def _look_again() -> None:
 class Observer:
     """Tells the listeners of one pool's statements."""
 
-    def __init__(self, pool: ConnectionPool, own: Callable[[], Listeners | None]) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        loggers: tuple[Listener, ...],
+        own: Callable[[], Listeners | None],
+    ) -> None:
         """Note whom to tell.
 
         Args:
             pool: Whose statements.
+            loggers: What logs them.
             own: Gives those who listen to its handle; None when that is gone.
         """
-        self._pool, self._own = pool, own
+        self._pool, self._loggers, self._own = pool, loggers, own
         self._told: weakref.WeakSet[Listener] = weakref.WeakSet()  # those whose failure is logged
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """Those who listen now."""
         own = self._own()
-        return everywhere.live if own is None else (*everywhere.live, *own.live)
+        return (*self._loggers, *everywhere.live, *(() if own is None else own.live))
 
     def watch(
         self,

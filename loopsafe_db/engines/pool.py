@@ -30,6 +30,7 @@ from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
+from loopsafe_db.engines.logs import loggers
 from loopsafe_db.engines.observed import ObservedDriver, observe_engine
 from loopsafe_db.engines.observing import Observer, no_listeners
 from loopsafe_db.engines.returning import Returning
@@ -199,7 +200,7 @@ class ConnectionPool:
         self.clauses = self.queue.clauses
         self.driver = self.user_driver = driver
         self.options, self.scope = options, scope
-        self._observer = Observer(self, no_listeners)
+        self._observer = Observer(self, (), no_listeners)
         leave_out(driver.traits.name)
         self.patience = options.pool.idle_timeout or math.inf
         self.lending: Lending[PoolEntry] = Lending(
@@ -372,7 +373,7 @@ class ConnectionPool:
 
     def observe(self, own: Callable[[], Listeners | None]) -> None:
         """Tell these, while somebody has them, of statements, too, beside those who listen everywhere."""
-        self._observer = Observer(self, own)
+        self._observer = Observer(self, loggers(self.options), own)
         self.look_for_listeners()
 
     def look_for_listeners(self) -> None:

@@ -30,7 +30,8 @@ _IMPOSSIBLE = {
     "paramstyle": "leave it out: it is the driver's",
     "strategy": "leave it out: it is of SQLAlchemy 1.3",
 }
-_OURS = Options.__optional_keys__ - {"json_serializer", "json_deserializer", "pool", "timeouts"}
+_THEIRS = {"echo", "json_serializer", "json_deserializer", "pool", "timeouts"}
+_OURS = Options.__optional_keys__ - _THEIRS
 
 
 @dataclass(slots=True)

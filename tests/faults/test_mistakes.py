@@ -76,7 +76,6 @@ def test_limits_of_another_type_name_the_right_form(options: Any, cure: str) -> 
 @pytest.mark.parametrize(
     ("option", "cure"),
     [
-        ("echo", "setLevel"),
         ("pool_size", "max_size"),
         ("pgbounce", "did you mean pgbouncer?"),
         ("colour", "known: application_name, "),
