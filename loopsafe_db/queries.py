@@ -36,6 +36,8 @@ _OVERHEAD = 1 << 10  # bytes that a text costs beside its characters
 _SHOWN = 200  # characters of a text in an error
 _PLACES_SHOWN = 20  # parameters that it names
 _PASSWORD = re.compile(r"(?i)(\bpassword|\bidentified\s+by)\s+'[^']*('|$)")
+_IN_LIST = re.compile(r"(?i)\bin\s*\(?\s*:(\w+)\s*(?:\)|\s|$)")  # with one parameter for all of it
+_OF_A_TEXT = ("", "22", "42")  # SQLSTATE's classes of values and syntax; not every driver has them
 _SPEAKS_ITSELF = (MisuseError, ConfigurationError, PoolError)
 # How our own drivers take arguments; of others, SQLAlchemy's dialect knows.
 _PARAMSTYLES = {
@@ -127,7 +129,8 @@ def explain(error: BaseException, query: CompiledText | str | None, url: URL, pl
     if isinstance(error, StatementTimeout):
         error.locate(described(query), describe_target(url), place)
     else:
-        error.add_note(f"query: {described(query)}\non {describe_target(url)}")
+        hint = _list_hint(query, error)
+        error.add_note(f"query: {described(query)}{hint}\non {describe_target(url)}")
 
 
 def described(query: CompiledText | str) -> str:
@@ -148,6 +151,15 @@ def _meant(query: CompiledText) -> str:
     sign = "$" if "$1" in query.sql else "parameter "
     places = [f"{sign}{place} is :{name}" for place, name in enumerate(query.order, 1)]
     return f"\nwhere {', '.join(places[:_PLACES_SHOWN])}"
+
+
+def _list_hint(query: CompiledText | str, error: Exception) -> str:
+    """Tell how a list is written, where an error may be of one that no server takes."""
+    found = None if isinstance(query, str) else _IN_LIST.search(query.text)
+    if found is None or str(getattr(error, "sqlstate", None) or "")[:2] not in _OF_A_TEXT:
+        return ""
+    name = found.group(1)
+    return f"\nHINT: a list is = ANY(:{name}) on PostgreSQL; on any database a clause, column.in_({name})"
 
 
 class _Texts:

@@ -189,7 +189,11 @@ class TupleRecord(Record):
 
     def __getitem__(self, key: str | int | slice | ColumnElement[Any]) -> Any:
         if isinstance(key, str):
-            return self._values[self._keys.positions[key]]
+            try:
+                return self._values[self._keys.positions[key]]
+            except KeyError as error:
+                error.add_note(f"the row has no column {key!r}; it has {list(self._keys.names)}")
+                raise
         if isinstance(key, int | slice):
             return self._values[key]
         return self._keys.by_column(key, self._values)

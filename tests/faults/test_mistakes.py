@@ -307,3 +307,31 @@ async def test_who_waits_for_what_it_holds_itself_is_told_so(
                     await narrow.fetch_val("SELECT 1")
     assert not caught.value.retryable
     await narrow.disconnect()
+
+
+@pytest.mark.parametrize("text", ["SELECT 1 WHERE 1 IN :ids", "SELECT 1 WHERE 1 IN (:ids)"])
+async def test_a_list_where_no_server_takes_one_gets_the_cure(
+    database: Database, text: str
+) -> None:
+    told = await failing(database.fetch_all(text, {"ids": [1, 2]}))
+
+    assert f"query: {text}" in told
+    assert "HINT: a list is = ANY(:ids) on PostgreSQL" in told
+
+
+@pytest.mark.parametrize("name", ["psycopg", "aiosqlite"])  # asyncpg's rows are C, and tell the key
+async def test_a_column_that_is_not_there_names_those_that_are(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    if name == "psycopg":
+        given = request.getfixturevalue("postgres_url")
+        url = given.replace("postgresql:", "postgresql+psycopg:")
+    row = await Database(url).fetch_one("SELECT 1 AS a")
+    assert row is not None
+
+    with pytest.raises(KeyError) as caught:
+        row["b"]
+
+    assert caught.value.args == ("b",)
+    assert "it has ['a']" in printed(caught.value)
