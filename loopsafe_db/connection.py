@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from loopsafe_db._runtime.keys import LoopKey
-    from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
+    from loopsafe_db.drivers.base import DriverCursor, DriverTransaction, Isolation
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.queries import CompiledText, Query
@@ -283,7 +283,7 @@ class Connection:
     def transaction(
         self,
         *,
-        isolation: str | None = None,
+        isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         force_rollback: bool = False,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
     from loopsafe_db.connection import Connection
+    from loopsafe_db.drivers.base import Isolation
     from loopsafe_db.engines.compiled_clause import ReadyClause
     from loopsafe_db.engines.observing import Around, Callback
     from loopsafe_db.engines.pool import ConnectionPool
@@ -270,7 +271,7 @@ class Database:
     def transaction(
         self,
         *,
-        isolation: str | None = None,
+        isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
         force_rollback: bool = False,
@@ -296,7 +297,7 @@ class Database:
         *,
         attempts: int = 5,
         within: float = 30.0,
-        isolation: str | None = None,
+        isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
     ) -> T:
@@ -326,7 +327,7 @@ class Database:
         *,
         attempts: int = 5,
         within: float = 30.0,
-        isolation: str | None = None,
+        isolation: Isolation | None = None,
         readonly: bool = False,
         deferrable: bool = False,
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:

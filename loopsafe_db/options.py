@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
 from loopsafe_db.url import hidden
@@ -199,7 +199,7 @@ class Options(TypedDict, total=False):
     pool: PoolLimits | None
     timeouts: Timeouts | None
     application_name: str | None
-    scope: str
+    scope: Literal["auto", "loop", "process"]
     password: Password | None
     pgbouncer: str | None
     server_settings: Mapping[str, str] | None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loopsafe_db.testing.servers import PostgresServer
 
 
-SCOPE = os.environ.get("LOOPSAFE_DB_SCOPE", "auto")  # of this run's handles
+SCOPE: Any = os.environ.get("LOOPSAFE_DB_SCOPE", "auto")  # of this run's handles
 if os.environ.get("LOOPSAFE_TEST_LOOP") == "uvloop":  # what asyncio.run makes in this run
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 

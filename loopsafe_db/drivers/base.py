@@ -7,7 +7,7 @@ import enum
 import os
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.failures import by_sqlstate
@@ -31,13 +31,10 @@ def _nothing(_: Any) -> None:
     """Do nothing: between two operations the connection refers to no loop."""
 
 
-_ISOLATION = (
-    "serializable",
-    "repeatable_read",
-    "read_committed",
-    "read_uncommitted",
-    "snapshot",  # of SQL Server
-)
+Isolation: TypeAlias = Literal[
+    "serializable", "repeatable_read", "read_committed", "read_uncommitted", "snapshot"
+]  # the last is of SQL Server
+_ISOLATION = get_args(Isolation)
 _MET = 10_000  # reasons to forget something that are remembered
 
 
@@ -106,7 +103,7 @@ class TransactionOptions:
         deferred: Whether it takes locks only when it writes (SQLite; others do so anyway).
     """
 
-    isolation: str | None = None
+    isolation: Isolation | None = None
     readonly: bool = False
     deferrable: bool = False
     deferred: bool = False

@@ -130,7 +130,7 @@ async def test_what_is_no_number_of_attempts_is_refused(database: Database, wron
     with pytest.raises(InvalidSettingError):
         database.transactional(**wrong)
     with pytest.raises(TransactionError):
-        database.transactional(isolation="strict")
+        database.transactional(isolation="strict")  # type: ignore[arg-type]
 
 
 async def count_in_turn(database: Database, add: Any) -> int:

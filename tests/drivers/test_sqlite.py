@@ -174,7 +174,7 @@ def test_what_the_url_cannot_say_is_refused(url: str, query: str) -> None:
 
 @pytest.mark.parametrize("scope", ["auto", "loop"])
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
-def test_a_memory_is_one_for_all_loops_and_threads_of_a_process(url: str, scope: str) -> None:
+def test_a_memory_is_one_for_all_loops_and_threads_of_a_process(url: str, scope: Any) -> None:
     database = Database(url, scope=scope)
     asyncio.run(database.execute("CREATE TABLE things (id INTEGER)"))
 

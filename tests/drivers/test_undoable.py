@@ -155,7 +155,9 @@ async def test_a_read_only_transaction_refuses_writes(undone: Database) -> None:
 
 
 async def test_an_isolation_level_is_that_of_the_transaction_or_refused(undone: Database) -> None:
-    present = "read_committed" if undone.url.get_backend_name() == "postgresql" else "serializable"
+    present: Any = (
+        "read_committed" if undone.url.get_backend_name() == "postgresql" else "serializable"
+    )
     async with undone.transaction(isolation=present):
         await undone.execute(INSERT, {"id": 1})
     engine = undone.engine.execution_options(isolation_level=present.replace("_", " ").upper())

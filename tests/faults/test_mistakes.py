@@ -152,7 +152,7 @@ async def test_an_unknown_isolation_level_names_those_that_there_are(database: D
     with pytest.raises(
         TransactionError, match=r"no isolation level 'seriaizable', only.*'serializable'"
     ):
-        async with database.transaction(isolation="seriaizable"):
+        async with database.transaction(isolation="seriaizable"):  # type: ignore[arg-type]  # mypy says it, too
             pass
 
 

@@ -287,7 +287,7 @@ USES = [once, in_a_transaction, in_a_session, streamed, several_at_once]
 @pytest.mark.parametrize("scope", ["process", "loop"])
 @pytest.mark.parametrize("use_it", USES)
 async def test_a_loop_that_lives_gives_idle_connections_back_that_it_has_used_once(
-    database: Database, use_it: Callable[[Database], Any], scope: str
+    database: Database, use_it: Callable[[Database], Any], scope: Any
 ) -> None:
     database = Database(database.url, pool=PoolLimits(5, idle_timeout=0.05), scope=scope)
     await use_it(database)
@@ -418,6 +418,6 @@ def test_a_fleet_s_budget_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("scope", ["threads", ""])
-def test_an_unknown_scope_is_refused(scope: str) -> None:
+def test_an_unknown_scope_is_refused(scope: Any) -> None:
     with pytest.raises(InvalidSettingError, match="'auto', 'loop' or 'process'"):
         Database("postgresql://u@h/d", scope=scope)
