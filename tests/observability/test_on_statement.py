@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import os
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -455,3 +457,40 @@ async def test_a_block_that_is_open_is_heard_from_now_on(database: Database) -> 
         await connection.fetch_val("SELECT 2")
 
     assert [one.sql for one in told] == ["SELECT 1"]
+
+
+def hear_ones_own_handle(url: Any) -> weakref.ref[Database]:
+    mine, seen = Database(url), []
+    mine.on_statement(lambda statement: seen.append((mine, statement)))
+    asyncio.run(mine.fetch_val("SELECT 1"))
+    assert len(seen) == 1
+    return weakref.ref(mine)
+
+
+def test_a_listener_that_has_its_handle_does_not_keep_it(database: Database) -> None:
+    gone = hear_ones_own_handle(database.url)
+    gc.collect()
+
+    assert gone() is None
+
+
+async def test_a_driver_of_sqlalchemys_is_heard_on_every_path(mariadb_url: str) -> None:
+    database = Database(mariadb_url)
+    await database.connect()
+    with heard(database) as told:
+        await database.fetch_val("SELECT :a", {"a": 1})
+        await database.execute_many("DO :a", [{"a": 1}, {"a": 2}])
+        async with database.transaction():
+            await database.fetch_all(sa.select(sa.literal_column("2")))
+        async with database.session() as session:
+            await session.execute(sa.text("SELECT 3"))
+            await session.commit()
+        assert len([row async for row in database.iterate("SELECT 4")]) == 1
+        with pytest.raises(Exception, match="no_such"):
+            await database.fetch_val("SELECT * FROM no_such")
+
+    sent = [(str(one.kind), one.sql.split()[-1]) for one in told if one.kind != "transaction"]
+    assert [kind for kind, _ in sent] == ["text", "many", "clause", "session", "stream", "text"]
+    assert [last for _, last in sent][2:] == ["2", "3", "4", "no_such"]
+    assert told[-1].error is not None
+    assert [one.sql for one in told].count("BEGIN") == [one.sql for one in told].count("COMMIT")
