@@ -33,6 +33,7 @@ from loopsafe_db.errors import (
     MisuseError,
     PoolError,
 )
+from loopsafe_db.listening import Gap, Notification
 from loopsafe_db.local import LoopLocal
 from loopsafe_db.options import PoolLimits, Timeouts, Token
 from loopsafe_db.records import Record
@@ -46,10 +47,12 @@ __all__ = [
     "Database",
     "DatabaseURL",
     "DriverError",
+    "Gap",
     "LoopKey",
     "LoopLocal",
     "LoopsafeError",
     "MisuseError",
+    "Notification",
     "PoolError",
     "PoolLimits",
     "PoolStats",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import weakref
+from collections.abc import AsyncIterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,6 +19,7 @@ from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.failing import named, tell
 from loopsafe_db.engines.holders import caller, describe
@@ -30,6 +33,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionAborted,
     TransactionError,
+    UnsupportedError,
 )
 from loopsafe_db.failures import drivers_own
 from loopsafe_db.queries import compile_text, explain
@@ -55,12 +59,15 @@ if TYPE_CHECKING:
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.queries import CompiledText, Query
 
+_log = logging.getLogger("loopsafe_db")
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 STRANGER_DELAY = (
     0.01  # seconds between two looks at a transaction of a task of perhaps another loop
 )
 
+BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
+_FORMATS = ("text", "csv", "binary")
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
 
 # Without it, SQLAlchemy keeps the rows affected by an UPDATE or DELETE only.
@@ -250,10 +257,17 @@ class Connection:
         return rows[0][0] if rows else outcome
 
     async def execute_many(
-        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
+        self,
+        query: Query,
+        values: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
     ) -> int | None:
         """Apply one statement to many mappings of values: all or none. See `Database.execute_many`."""
         self._check()
+        if isinstance(values, AsyncIterable):
+            async with self.transaction():
+                return await self._execute_batches(query, values, timeout)
         values = list(values)  # a generator can be read once
         if not values:
             return 0
@@ -269,6 +283,81 @@ class Connection:
             lambda raw: self._pool.user_driver.execute_many(raw, compiled.sql, rows, limit),
             begins=True,
         )
+
+    async def _execute_batches(
+        self, query: Query, values: AsyncIterable[Mapping[str, Any]], timeout: float | None
+    ) -> int | None:
+        """Apply a statement to values as they come, in a transaction that is open."""
+        counts: list[int | None] = []
+        batch: list[Mapping[str, Any]] = []
+        async for value in values:
+            batch.append(value)
+            if len(batch) == BATCH_OF_VALUES:
+                counts.append(await self.execute_many(query, batch, timeout=timeout))
+                batch = []
+        counts.append(await self.execute_many(query, batch, timeout=timeout))
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    async def copy_records_to(
+        self,
+        table: str,
+        rows: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Copy rows to a table by PostgreSQL's COPY. See `Database.copy_records_to`."""
+        self._check()
+        driver = self._copying("copy_records_to")
+        limit = self._limit(timeout)
+        return await self._run_text(
+            f"COPY {table} FROM STDIN",
+            lambda raw: within(limit, driver.copy_in(raw, table, schema, columns, rows)),
+        )
+
+    def copy_from_query(
+        self, query: str, *, format: str = "text", header: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the rows of a query as PostgreSQL's COPY writes them. See `Database.copy_from_query`."""
+        return copy_stream(lambda: self, query, format, header=header)
+
+    @asynccontextmanager
+    async def advisory_lock(
+        self, key: int | str, *, shared: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[None]:
+        """Hold a lock of PostgreSQL's that is the application's own. See `Database.advisory_lock`."""
+        self._copying("advisory_lock", session=True)
+        kind = "_shared" if shared else ""
+        which = ":key" if isinstance(key, int) else "hashtextextended(:key, 0)"
+        await self.execute(f"SELECT pg_advisory_lock{kind}({which})", {"key": key}, timeout=timeout)
+        try:
+            yield
+        finally:
+            unlock = f"SELECT pg_advisory_unlock{kind}({which})"
+            await self._unlock(lambda: self.execute(unlock, {"key": key}))
+
+    async def _unlock(self, unlock: Callable[[], Awaitable[object]]) -> None:
+        """Give a lock back, whoever is cancelled; where the transaction has failed, the reset of the session does."""
+
+        async def work() -> None:
+            try:
+                await unlock()
+            except Exception as error:  # noqa: BLE001 (who is in the block has an error of its own)
+                self._touch(Touched.RAW)  # the reset of the session gives it back
+                _log.info("an advisory lock stays until its connection is given back: %s", error)
+
+        if self._key.pid == os.getpid():
+            await or_give_up(work, ENDING_TIMEOUT, self.give_up)
+
+    def _copying(self, what: str, *, session: bool = False) -> Any:
+        """Give a driver that knows PostgreSQL's COPY and LISTEN.
+
+        Raises:
+            UnsupportedError: It does not; or what belongs to a session is asked for, and there is none.
+        """
+        return copying_driver(self._pool, what, session=session)
 
     def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
@@ -614,6 +703,24 @@ class Connection:
         """
         tell(self._pool, self._entry, error, query, undone=self.in_transaction, commits=commits)
 
+    async def notifications(self, channel: str) -> AsyncGenerator[tuple[int, str] | None, None]:
+        """Give what is notified on a channel, as long as the connection lives; first None, when it listens."""
+        entry = self._entry
+        assert entry is not None
+        try:
+            async for told in self._copying("listen", session=True).listen(self._raw, channel):
+                yield told
+        except Exception as error:
+            self._pool.returning.note_error(entry, error)
+            self.tell(error)
+            raise
+
+    async def open_copy(self, query: str, options: str) -> DriverCursor:
+        """Begin to copy out, inside a transaction, in a turn."""
+        self._check()
+        self._pool.note(query)
+        return await self._copying("copy_from_query").copy_out(self._raw, query, options)  # type: ignore[no-any-return]
+
     async def open_cursor(self, query: Query, values: Mapping[str, Any] | None) -> DriverCursor:
         """Begin to read rows, inside a transaction, in a turn."""
         if isinstance(query, str):
@@ -735,7 +842,7 @@ class Connection:
     async def _make_way(self, *ended: OpenTransaction) -> None:
         """End the streams that something else, or the end of transactions, must not meet; in this task's turn."""
         for one in list(self.streams):
-            if one.within is None:
+            if one.within is None or one.occupies:
                 # Another task may want its rows: who is cancelled here costs it none.
                 await to_the_end(self._end_stream(one, one.step_aside), ENDING_TIMEOUT)
             elif one.within in ended:
@@ -936,6 +1043,36 @@ def stream(
 ) -> Rows:
     """Give the rows of a query as they are needed, on the connection that `borrow` gives then."""
     return Rows(RowStream(borrow, lambda connection: connection.open_cursor(query, values)))
+
+
+def copy_stream(
+    borrow: Callable[[], Connection], query: str, format: str, *, header: bool
+) -> AsyncGenerator[Any, None]:
+    """Give what COPY makes of a query's rows as it is needed, on the connection that `borrow` gives then.
+
+    Raises:
+        QueryError: There is no such format.
+    """
+    if format not in _FORMATS:
+        raise QueryError(f"COPY has the formats {', '.join(_FORMATS)}, not {format!r}")
+    options = f"(FORMAT {format}{', HEADER' if header else ''})"
+    return Rows(
+        RowStream(borrow, lambda connection: connection.open_copy(query, options), occupies=True)
+    )
+
+
+def copying_driver(pool: ConnectionPool, what: str, *, session: bool = False) -> Any:
+    """Give a pool's driver if it knows PostgreSQL's COPY and LISTEN.
+
+    Raises:
+        UnsupportedError: It does not; or what belongs to a session is asked for, and there is none.
+    """
+    driver: Any = pool.driver
+    if not hasattr(driver, "copy_in"):
+        raise UnsupportedError(what, driver.traits.name)
+    if session and pool.options.pgbouncer == "transaction":
+        raise UnsupportedError(what, "a PgBouncer in transaction mode")
+    return driver
 
 
 def joined(pool: ConnectionPool) -> Connection | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -21,7 +21,10 @@ from loopsafe_db.errors import (
     ForeignTransactionError,
     InvalidSettingError,
     NoRunningLoopError,
+    NotUndoableError,
 )
+from loopsafe_db.listening import listen
+from loopsafe_db.options import PoolLimits
 from loopsafe_db.queries import CompiledText, compile_text
 from loopsafe_db.retry import Attempts
 from loopsafe_db.sessions import SessionMaker
@@ -31,6 +34,8 @@ from loopsafe_db.url import hidden, masked
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
         Awaitable,
         Callable,
         Iterable,
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from loopsafe_db.engines.observing import Around, Callback
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.engines.stats import PoolStats
+    from loopsafe_db.listening import Gap, Notification
     from loopsafe_db.options import DatabaseOptions, Options
     from loopsafe_db.queries import Query
     from loopsafe_db.records import Record
@@ -233,15 +239,113 @@ class Database:
             return await connection.execute(query, values, timeout=timeout)
 
     async def execute_many(
-        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
+        self,
+        query: Query,
+        values: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
     ) -> int | None:
         """Apply one statement to many mappings of values: all of them or none.
+
+        What an async iterator gives is sent in batches, as it comes, in one transaction; then `timeout` is that of
+        each batch.
 
         Returns:
             Rows affected, or None if the driver cannot tell: asyncpg reads of each answer only whether it failed.
         """
         async with self.connection() as connection:
             return await connection.execute_many(query, values, timeout=timeout)
+
+    async def copy_records_to(
+        self,
+        table: str,
+        rows: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        *,
+        columns: Sequence[str] | None = None,
+        schema: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Copy rows to a table by PostgreSQL's COPY: all of them or none.
+
+        Args:
+            table: Its name, as it is: it will be quoted.
+            rows: Sequences of values, in the order of the columns. Rows that are read on the same connection
+                meanwhile, as inside of a transaction, would wait for this to end: make a list of them.
+            columns: Their names; without them all, in the table's order.
+            schema: The table's; without one it is looked for as in a query.
+            timeout: Seconds for all of it.
+
+        Returns:
+            How many rows.
+
+        Raises:
+            UnsupportedError: The driver is neither asyncpg nor psycopg.
+        """
+        async with self.connection() as connection:
+            return await connection.copy_records_to(
+                table, rows, columns=columns, schema=schema, timeout=timeout
+            )
+
+    def copy_from_query(
+        self, query: str, *, format: str = "text", header: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the rows of a query as PostgreSQL's COPY writes them, as they are needed: pieces of bytes.
+
+        It holds a connection, as `iterate` does; who leaves it early waits up to 2 s for the rest. Inside a
+        transaction, the first thing that is done otherwise has the rest read into memory.
+
+        Args:
+            query: A query, or the name of a table in brackets, ``TABLE points``. COPY takes no parameters.
+            format: ``"text"``, ``"csv"`` or ``"binary"``.
+            header: Whether the names of the columns come first.
+
+        Raises:
+            UnsupportedError: The driver is neither asyncpg nor psycopg.
+        """
+        return connections.copy_stream(self._stream_connection, query, format, header=header)
+
+    @asynccontextmanager
+    async def advisory_lock(
+        self, key: int | str, *, shared: bool = False, timeout: float | None = None
+    ) -> AsyncIterator[None]:
+        """Hold a lock of PostgreSQL's that is the application's own, for the length of a block.
+
+        The block has a connection, as that of `connection` has: what its task asks of the handle goes over it. If
+        that is lost, so is the lock.
+
+        Args:
+            key: A number of 64 bits, or a text, which the server makes one of.
+            shared: Whether others may hold it shared meanwhile.
+            timeout: Seconds to wait for it, in place of the time of a statement.
+
+        Raises:
+            StatementTimeout: It was not free in time.
+            UnsupportedError: The driver is neither asyncpg nor psycopg, or a PgBouncer is in transaction mode.
+        """
+        async with (
+            self.connection() as connection,
+            connection.advisory_lock(key, shared=shared, timeout=timeout),
+        ):
+            yield
+
+    def listen(self, channel: str) -> AsyncGenerator[Notification | Gap, None]:
+        """Give what is notified on a channel of PostgreSQL's, for as long as it is iterated over.
+
+        It has a connection of its own, beside the pool, and opens another when that is lost: then a `Gap` comes, for
+        what was notified meanwhile nobody has heard. It begins to listen when it is asked for the first of them.
+
+        Args:
+            channel: Its name, as it is: it will be quoted.
+
+        Raises:
+            UnsupportedError: The driver is neither asyncpg nor psycopg, or a PgBouncer is in transaction mode.
+            NotUndoableError: All is undone in the end here, so that nobody is ever notified.
+        """
+        if self._options.force_rollback:
+            raise NotUndoableError(f"LISTEN {channel}")
+        connections.copying_driver(self._pool(), "listen", session=True)
+        own = replace(self._options, scope="loop", pool=PoolLimits(1, idle_timeout=None))
+        return listen(lambda: _restore(Database, own), channel)
 
     def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None

@@ -16,7 +16,8 @@
     │   │   └── NotUndoableError  LDB113   a COMMIT or the like where all is undone in the end
     │   ├── QueryError            LDB108   a query and its values do not fit together
     │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
-    │   └── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
+    │   ├── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
+    │   └── UnsupportedError      LDB114   the driver, or the way to the server, cannot do that
     ├── ConfigurationError               change the settings (also a ValueError)
     │   ├── MissingURLError       LDB201   no database URL was given
     │   ├── InvalidURLError       LDB202   the URL cannot be read
@@ -289,6 +290,27 @@ class NotUndoableError(TransactionError):
         super().__init__(
             f"all that is done here is undone in the end, and this would commit or end it: {text}"
         )
+
+
+class UnsupportedError(MisuseError):
+    """Something was asked for that the driver, or a PgBouncer on the way, cannot do.
+
+    Attributes:
+        what: That.
+        where: The driver, or the way.
+    """
+
+    code = "LDB114"
+    hint = (
+        "COPY, LISTEN and advisory locks need PostgreSQL, by asyncpg or psycopg; the latter two no PgBouncer in "
+        "transaction mode on the way"
+    )
+    what: str
+    where: str
+
+    def __init__(self, what: str, where: str) -> None:
+        self.what, self.where = what, where
+        super().__init__(f"{what} cannot be done with {where}")
 
 
 class QueryError(MisuseError):

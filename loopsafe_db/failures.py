@@ -48,7 +48,10 @@ def _of_both(kind: Any, of_driver: Any) -> Any:
         "__reduce__": pickled,
         "of_driver": of_driver,
     }
-    return type(of_driver)(kind.__name__, (kind, of_driver), namespace)
+    try:
+        return type(of_driver)(kind.__name__, (kind, of_driver), namespace)
+    except TypeError:  # Python's own, as an AttributeError, cannot be the base of one with another
+        return kind
 
 
 def _restore(kind: Any, of_driver: Any, args: tuple[Any, ...]) -> Any:

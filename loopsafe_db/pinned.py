@@ -20,14 +20,22 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
 from loopsafe_db.queries import compile_text
+from loopsafe_db.streams import BATCH, ReadCursor
 from loopsafe_db.undoable import may_change_schema, refuse_not_undoable, statements_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from typing import Self
 
     from loopsafe_db.connection import OpenTransaction
-    from loopsafe_db.drivers.base import DriverTransaction
+    from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
     from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.queries import CompiledText, Query
@@ -140,12 +148,25 @@ class PinnedConnection(Connection):
         return result
 
     async def execute_many(
-        self, query: Query, values: Iterable[Mapping[str, Any]], *, timeout: float | None = None
+        self,
+        query: Query,
+        values: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        timeout: float | None = None,
     ) -> int | None:
         """Apply one statement to many mappings of values: all or none. See `Database.execute_many`."""
         if isinstance(query, str):
             self.refuse(query)
         return await super().execute_many(query, values, timeout=timeout)
+
+    async def open_copy(self, query: str, options: str) -> DriverCursor:
+        """Copy all out, at once: others have their turns, and their savepoints, on this connection."""
+        self.refuse(query)
+        copying, pieces = await super().open_copy(query, options), list[Any]()
+        while more := await copying.fetch(BATCH):
+            pieces += more
+        await copying.close()
+        return ReadCursor(pieces)
 
     def refuse(self, text: str) -> None:
         """Refuse a text that would end the transaction around everything.

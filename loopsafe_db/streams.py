@@ -57,18 +57,25 @@ class RowStream:
 
     Attributes:
         abandoned: Whether nobody can read it any more. Any thread may set it, at any moment.
+        occupies: Whether its connection can do nothing else meanwhile, in a transaction, either: the stream of a COPY.
         within: The transaction that it ends with, if its reader is in one.
     """
 
     def __init__(
-        self, borrow: Callable[[], Connection], open_cursor: Callable[[Connection], Any]
+        self,
+        borrow: Callable[[], Connection],
+        open_cursor: Callable[[Connection], Any],
+        *,
+        occupies: bool = False,
     ) -> None:
         """Note what to read.
 
         Args:
             borrow: Gives the connection, when the first row is asked for.
             open_cursor: Begins to read on it, in its turn.
+            occupies: See the attribute.
         """
+        self.occupies: bool = occupies
         self._borrow, self._open_cursor = borrow, open_cursor
         self._connection: Connection
         self._cursor: DriverCursor | None = None
@@ -237,6 +244,21 @@ class RowStream:
         if self in self._connection.streams:
             self._connection.streams.remove(self)
         return had
+
+
+class ReadCursor:
+    """What has been read already."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = list(rows)
+
+    async def fetch(self, count: int) -> Sequence[Any]:
+        """Give the next."""
+        given, self._rows = self._rows[:count], self._rows[count:]
+        return given
+
+    async def close(self) -> None:
+        """Do nothing: nothing is open."""
 
 
 class Rows(AsyncGenerator[Record, None]):

@@ -56,6 +56,7 @@ from loopsafe_db.url import hidden
 
 if TYPE_CHECKING:
     from collections.abc import (
+        AsyncIterator,
         Awaitable,
         Callable,
         Generator,
@@ -115,6 +116,7 @@ _REFUSED = (
 _LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 # What the server has not done, because of what was prepared: but for what asyncpg sends again by itself.
 _STALE = (*_LOST, asyncpg.InternalServerError)
+_PIECES = 16  # of what is copied out, that wait to be fetched
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 _IDLE = ConnectionState.IDLE
@@ -595,6 +597,43 @@ class AsyncpgCursor:
             await self._cursor._close_portal(None)  # noqa: SLF001
 
 
+class AsyncpgCopy:
+    """What a COPY gives, as it is asked for. asyncpg hands it to a coroutine function: a task of its own runs that."""
+
+    def __init__(self, raw: GuardedConnection, statement: str) -> None:
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue(_PIECES)
+        self._copying: asyncio.Task[Any] = asyncio.ensure_future(
+            raw._copy_out(statement, self._pieces.put, None)  # noqa: SLF001
+        )
+        self._copying.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def fetch(self, count: int) -> Sequence[Any]:
+        pieces: list[bytes] = []
+        while len(pieces) < count and (pieces := [*pieces, *await self._next()]):
+            if self._copying.done() and self._pieces.empty():
+                break
+        return pieces
+
+    async def _next(self) -> list[bytes]:
+        """Give a piece; none at the end."""
+        if self._pieces.empty():
+            waiting = asyncio.ensure_future(self._pieces.get())
+            try:
+                await asyncio.wait([waiting, self._copying], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not waiting.done():
+                    waiting.cancel()
+            if waiting.done() and not waiting.cancelled():
+                return [waiting.result()]
+            await self._copying
+        return [] if self._pieces.empty() else [self._pieces.get_nowait()]
+
+    async def close(self) -> None:
+        """Read the rest: what is stopped half-way has failed, and a transaction with it."""
+        while not self._copying.done() or not self._pieces.empty():
+            await self._next()
+
+
 class AsyncpgDriver:
     """The fast path: asyncpg's own calls and its cache of prepared statements."""
 
@@ -694,6 +733,35 @@ class AsyncpgDriver:
         except _STALE as error:
             await _prepare_anew(raw, error)
         return (await _ask(raw, sql, args, timeout))[0]
+
+    async def copy_in(
+        self,
+        raw: GuardedConnection,
+        table: str,
+        schema: str | None,
+        columns: Sequence[str] | None,
+        rows: Any,
+    ) -> int:
+        answer = await raw.copy_records_to_table(
+            table, schema_name=schema, columns=columns, records=rows
+        )
+        return _affected(answer) or 0
+
+    async def copy_out(self, raw: GuardedConnection, query: str, options: str) -> AsyncpgCopy:
+        raw._check_open()  # noqa: SLF001
+        return AsyncpgCopy(raw, f"COPY ({query}) TO STDOUT {options}")
+
+    async def listen(
+        self, raw: GuardedConnection, channel: str
+    ) -> AsyncIterator[tuple[int, str] | None]:
+        heard: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+        raw.add_termination_listener(lambda _: heard.put_nowait(None))
+        await raw.add_listener(
+            channel, lambda _, sender, __, payload: heard.put_nowait((sender, payload))
+        )
+        yield None
+        while (told := await heard.get()) is not None:
+            yield told
 
     def _is_script(self, sql: str) -> bool:
         """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""

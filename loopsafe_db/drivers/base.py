@@ -14,7 +14,7 @@ from loopsafe_db.drivers.failures import by_sqlstate
 from loopsafe_db.errors import ForeignLoopError, TransactionError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
     from loopsafe_db._runtime.keys import LoopKey
@@ -372,6 +372,21 @@ class Driver(Protocol):
 
     def sockets(self, raw: Any) -> Iterable[SocketId]:
         """Give the sockets that a forked child has to let go of."""
+
+
+class CopyDriver(Driver, Protocol):
+    """A driver that knows PostgreSQL's COPY and LISTEN; others lack these methods."""
+
+    async def copy_in(
+        self, raw: Any, table: str, schema: str | None, columns: Sequence[str] | None, rows: Any
+    ) -> int:
+        """Copy rows, an iterable or an async one, to a table; give how many. All or none."""
+
+    async def copy_out(self, raw: Any, query: str, options: str) -> DriverCursor:
+        """Begin to copy out the rows of a query; what is fetched are pieces of bytes. `options` are as in SQL."""
+
+    def listen(self, raw: Any, channel: str) -> AsyncIterator[tuple[int, str] | None]:
+        """Give sender's process and payload of what comes, as long as the connection lives; first None: it listens."""
 
 
 class ClauseDriver(Driver, Protocol):

@@ -265,6 +265,11 @@ def places(url: URL, query: dict[str, str]) -> tuple[list[str], list[int]]:
     return hosts, [int(port) for port in ports]
 
 
+def quoted(*names: str | None) -> str:
+    """Quote names, with dots between."""
+    return ".".join('"{}"'.format(name.replace('"', '""')) for name in names if name is not None)
+
+
 def in_turn(
     hosts: Sequence[str], ports: Sequence[int], balance: str | None
 ) -> tuple[list[str], list[int]]:

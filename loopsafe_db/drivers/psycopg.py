@@ -15,7 +15,8 @@ import threading
 import traceback
 import weakref
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterable
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ from loopsafe_db.url import hidden
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
+        AsyncIterator,
         Awaitable,
         Callable,
         Generator,
@@ -90,6 +92,7 @@ _TEMPORARY = re.compile(
     r"Connection refused|the database system is|too many clients|too many connections"
     r"|remaining connection slots are reserved"
 )
+_PIECES = 100  # of what is copied out, that are read at a time
 _STATES = {
     int(TransactionStatus.IDLE): ConnectionState.IDLE,
     int(TransactionStatus.INTRANS): ConnectionState.IN_TRANSACTION,
@@ -550,6 +553,32 @@ class PsycopgCursor:
         await self._cursor.close()
 
 
+class PsycopgCopy:
+    """What a COPY gives, as it is asked for."""
+
+    def __init__(self, copying: Any) -> None:
+        self._copying = copying
+        self._copy: Any = None
+        self._is_read = False
+
+    async def fetch(self, count: int) -> Sequence[Any]:
+        if self._copy is None:
+            self._copy = await self._copying.__aenter__()
+        pieces: list[bytes] = []
+        while len(pieces) < count and not self._is_read:
+            piece = bytes(await self._copy.read())
+            self._is_read = not piece
+            pieces += [piece] if piece else []
+        return pieces
+
+    async def close(self) -> None:
+        """Read the rest: what is stopped half-way has failed, and a transaction with it."""
+        if self._copy is not None:
+            while not self._is_read:
+                await self.fetch(_PIECES)
+            await self._copying.__aexit__(None, None, None)
+
+
 class PsycopgDriver:
     """The fast path: a cursor of psycopg's own for each call, and its cache of prepared statements."""
 
@@ -646,6 +675,47 @@ class PsycopgDriver:
             except _STALE as error:
                 await _prepare_anew(raw, error)
             return await _execute_many(raw, sql, rows)
+
+    async def copy_in(
+        self,
+        raw: GuardedConnection,
+        table: str,
+        schema: str | None,
+        columns: Sequence[str] | None,
+        rows: Any,
+    ) -> int:
+        into = ", ".join(map(libpq.quoted, columns or ()))
+        statement = f"COPY {libpq.quoted(schema, table)} {into and f'({into})'} FROM STDIN"
+        cursor, failure = RecordCursor(raw, tuple_row), None  # its columns have no names
+        try:
+            async with cursor.copy(statement) as copy:
+                try:
+                    if isinstance(rows, AsyncIterable):
+                        async for row in rows:
+                            await copy.write_row(tuple(row))
+                    else:
+                        for row in rows:
+                            await copy.write_row(tuple(row))
+                except BaseException as error:
+                    failure = error
+                    raise
+        except psycopg.Error:  # of ending the COPY: it is not what has failed
+            if failure is not None:
+                raise failure from None
+            raise
+        return cursor.rowcount
+
+    async def copy_out(self, raw: GuardedConnection, query: str, options: str) -> PsycopgCopy:
+        return PsycopgCopy(RecordCursor(raw, tuple_row).copy(f"COPY ({query}) TO STDOUT {options}"))
+
+    async def listen(
+        self, raw: GuardedConnection, channel: str
+    ) -> AsyncIterator[tuple[int, str] | None]:
+        await RecordCursor(raw).execute(f"LISTEN {libpq.quoted(channel)}")
+        yield None
+        async with aclosing(raw.notifies()) as told:
+            async for one in told:
+                yield one.pid, one.payload
 
     async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]

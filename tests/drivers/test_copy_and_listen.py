@@ -1,0 +1,288 @@
+"""COPY by records and by queries, LISTEN, advisory locks, and batches of an async iterator."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import make_url
+
+from loopsafe_db import Database, Gap, Notification, Timeouts
+from loopsafe_db.errors import (
+    NotUndoableError,
+    QueryError,
+    StatementTimeout,
+    TransactionAborted,
+    UnsupportedError,
+)
+from loopsafe_db.testing.children import call_in_child
+from tests.faults.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+IN_TIME = 20  # seconds, of a machine that is busy
+MANY = 3000
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def db(request: pytest.FixtureRequest, postgres_url: str) -> AsyncIterator[Database]:
+    url = make_url(postgres_url).set(drivername=f"postgresql+{request.param}")
+    async with Database(url, max_size=2, timeouts=Timeouts(acquire=5)) as db:
+        await db.execute('CREATE TABLE "a table" (n integer, word text)')
+        yield db
+        assert db.stats().in_use == 0
+
+
+async def count(db: Database) -> Any:
+    return await db.fetch_val('SELECT count(*) FROM "a table"')
+
+
+async def numbers(most: int) -> AsyncIterator[tuple[int, str | None]]:
+    for n in range(most):
+        await asyncio.sleep(0)
+        yield n, None if n % 2 else f"tab\t{n}"
+
+
+async def test_records_are_copied_from_an_iterable_or_an_async_one(db: Database) -> None:
+    assert await db.copy_records_to("a table", [(1, "one"), (2, None)]) == 2
+    assert await db.copy_records_to("a table", numbers(MANY)) == MANY
+    assert await db.copy_records_to("a table", [("x",)], columns=["word"], schema="public") == 1
+
+    assert await count(db) == MANY + 3
+    assert await db.fetch_val('SELECT word FROM "a table" WHERE n = 4') == "tab\t4"
+
+
+async def test_what_fails_half_way_copies_nothing(db: Database) -> None:
+    async def broken() -> AsyncIterator[tuple[int, str]]:
+        for n in range(MANY):
+            yield n, "x"
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await db.copy_records_to("a table", broken())
+    with pytest.raises(Exception, match=r"no such table|does not exist"):
+        await db.copy_records_to("no such table", [(1, "x")])
+
+    assert await count(db) == 0
+
+
+async def test_a_copy_takes_part_in_a_transaction(db: Database) -> None:
+    async with db.transaction(force_rollback=True):
+        await db.copy_records_to("a table", numbers(10))
+        assert await count(db) == 10
+    with db.force_rollback():
+        await db.copy_records_to("a table", numbers(10))
+        pieces = [piece async for piece in db.copy_from_query('TABLE "a table"')]
+        assert b"".join(pieces).count(b"\n") == await count(db) == 10
+        await db.disconnect()
+
+    assert await count(db) == 0
+
+
+@pytest.mark.parametrize("timeout", [None, 0.3])
+async def test_a_copy_that_is_stopped_half_way_leaves_nothing(
+    db: Database, timeout: float | None
+) -> None:
+    at_work = asyncio.Event()
+
+    async def endless() -> AsyncIterator[tuple[int, str]]:
+        yield 1, "x"
+        at_work.set()
+        await asyncio.Event().wait()
+
+    task: Any = asyncio.ensure_future(db.copy_records_to("a table", endless(), timeout=timeout))
+    await at_work.wait()
+    if timeout is None:
+        task.cancel()
+    async with asyncio.timeout(IN_TIME):
+        with pytest.raises(asyncio.CancelledError if timeout is None else StatementTimeout):
+            await task
+
+    assert (await count(db), db.stats().in_use) == (0, 0)
+
+
+async def test_a_query_is_copied_out_as_it_is_needed(db: Database) -> None:
+    await db.copy_records_to("a table", numbers(MANY))
+    query = 'SELECT n, word FROM "a table" ORDER BY n'
+
+    pieces = [piece async for piece in db.copy_from_query(query, format="csv", header=True)]
+
+    lines = b"".join(pieces).decode().splitlines()
+    assert (lines[0], lines[2], len(lines)) == ("n,word", "1,", MANY + 1)
+    with pytest.raises(QueryError, match="format"):
+        db.copy_from_query(query, format="json")
+
+
+async def test_who_leaves_a_copy_early_gives_its_connection_back(db: Database) -> None:
+    await db.copy_records_to("a table", numbers(MANY))
+
+    for _ in range(3):
+        async with aclosing(db.copy_from_query('TABLE "a table"')) as pieces:
+            async for _piece in pieces:
+                assert await count(db) == MANY  # on a connection of its own
+                break
+
+    assert db.stats().in_use == 0
+
+
+async def test_in_a_transaction_the_rest_of_a_copy_is_read_before_anything_else_is_done(
+    db: Database,
+) -> None:
+    async with db.transaction():
+        await db.copy_records_to("a table", numbers(MANY))
+        rows = b""
+        async for piece in db.copy_from_query('TABLE "a table"'):
+            rows += piece
+            assert await count(db) == MANY
+        await db.execute("INSERT INTO \"a table\" VALUES (-1, '')")
+
+    assert (rows.count(b"\n"), await count(db)) == (MANY, MANY + 1)
+
+
+async def test_an_error_of_the_query_that_is_copied_is_the_readers(db: Database) -> None:
+    with pytest.raises(Exception, match="division by zero"):
+        async for _ in db.copy_from_query("SELECT 1 / (n - 5) FROM generate_series(1, 10) AS n"):
+            pass
+
+    assert (await count(db), db.stats().in_use) == (0, 0)
+
+
+async def test_execute_many_takes_an_async_iterator_all_or_none(db: Database) -> None:
+    async def values(*, fails: bool) -> AsyncIterator[dict[str, Any]]:
+        async for n, word in numbers(MANY):
+            yield {"n": n, "word": word}
+        if fails:
+            raise LookupError
+
+    insert = 'INSERT INTO "a table" VALUES (:n, :word)'
+    with pytest.raises(LookupError):
+        await db.execute_many(insert, values(fails=True))
+    assert await count(db) == 0
+    affected = await db.execute_many(insert, values(fails=False))
+
+    assert affected in (MANY, None)
+    assert await count(db) == MANY
+
+
+@pytest.mark.parametrize("key", [7, "meetings/7"])
+async def test_an_advisory_lock_keeps_others_out_until_its_block_ends(
+    db: Database, key: int | str
+) -> None:
+    async def other() -> None:
+        async with db.advisory_lock(key, timeout=0.2):
+            pass
+
+    async with db.advisory_lock(key):
+        assert await db.fetch_val("SELECT 7") == 7
+        with pytest.raises(StatementTimeout):
+            await asyncio.create_task(other())
+    await asyncio.create_task(other())
+    with pytest.raises(TransactionAborted):
+        await fail_under_a_lock(db, key)
+    await asyncio.create_task(other())
+
+    async with db.advisory_lock(key, shared=True):
+        await asyncio.create_task(hold_shared(db, key))
+
+
+async def fail_under_a_lock(db: Database, key: int | str) -> None:
+    async with db.transaction(), db.advisory_lock(key):
+        with pytest.raises(Exception, match="division by zero"):
+            await db.fetch_val("SELECT 1 / 0")
+
+
+async def hold_shared(db: Database, key: int | str) -> None:
+    async with db.advisory_lock(key, shared=True, timeout=5):
+        pass
+
+
+async def until_it_is_listened(db: Database, listening: Any) -> Any:
+    """Give the task of the first that is heard, when it is listened."""
+    task = asyncio.ensure_future(anext(listening))
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %' AND datname = current_database()"
+    async with asyncio.timeout(IN_TIME):
+        while not await db.fetch_val(query):  # noqa: ASYNC110 (the server knows it)
+            await asyncio.sleep(0.01)
+    return task
+
+
+async def test_what_is_notified_is_heard(db: Database) -> None:
+    async with aclosing(db.listen("A channel")) as listening:
+        first = await until_it_is_listened(db, listening)
+        async with db.transaction():
+            await db.execute("SELECT pg_notify('A channel', 'one')")
+        sender = await db.fetch_val("SELECT pg_backend_pid()")
+        await db.execute('NOTIFY "A channel"')
+
+        assert await first == Notification("A channel", "one", sender)
+        assert await anext(listening) == Notification("A channel", "", sender)
+
+
+async def test_a_connection_that_was_lost_is_a_gap(postgres_url: str, db: Database) -> None:
+    with Wire(db.url) as wire:
+        far = Database(wire.url, max_size=1)
+        async with aclosing(far.listen("news")) as listening:
+            task = await until_it_is_listened(db, listening)
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
+            )
+            async with asyncio.timeout(IN_TIME):
+                gap = await task
+            assert isinstance(gap, Gap)
+            assert gap.reason
+            await db.execute("SELECT pg_notify('news', 'later')")
+            async with asyncio.timeout(IN_TIME):
+                later = await anext(listening)
+            assert isinstance(later, Notification)
+            assert later.payload == "later"
+
+
+async def test_who_stops_listening_leaves_no_connection(db: Database) -> None:
+    listening = db.listen("news")
+    task = await until_it_is_listened(db, listening)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await listening.aclose()
+
+    query = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
+    async with asyncio.timeout(IN_TIME):
+        while await db.fetch_val(query):  # noqa: ASYNC110 (the server knows it)
+            await asyncio.sleep(0.01)
+
+
+async def copy_one(url: str) -> Any:
+    async with Database(url) as db:
+        await db.copy_records_to("a table", [(1, "child")])
+        return await db.fetch_val('SELECT word FROM "a table"')
+
+
+def test_it_works_in_a_forked_child(postgres_url: str) -> None:
+    async def make_table() -> None:
+        async with Database(postgres_url) as db:
+            await db.execute('CREATE TABLE "a table" (n integer, word text)')
+
+    asyncio.run(make_table())
+    assert call_in_child(copy_one, postgres_url) == "child"
+
+
+async def test_what_a_driver_cannot_do_is_told(tmp_path: Any, postgres_url: str) -> None:
+    sqlite = Database(f"sqlite:///{tmp_path}/a.db")
+    bouncer = Database(postgres_url, pgbouncer="transaction")
+
+    with pytest.raises(UnsupportedError, match=r"copy_records_to .* aiosqlite"):
+        await sqlite.copy_records_to("t", [(1,)])
+    with pytest.raises(UnsupportedError, match="copy_from_query"):
+        async for _ in sqlite.copy_from_query("SELECT 1"):
+            pass
+    for db in (sqlite, bouncer):
+        with pytest.raises(UnsupportedError, match="advisory_lock"):
+            async with db.advisory_lock(1):
+                pass
+        with pytest.raises(UnsupportedError, match="listen"):
+            db.listen("news")
+    with bouncer.force_rollback(), pytest.raises(NotUndoableError, match="LISTEN"):
+        bouncer.listen("news")
