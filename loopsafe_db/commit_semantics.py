@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from loopsafe_db.errors import TransactionError
+from loopsafe_db.errors import TransactionError, TransactionOptionsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -87,7 +87,7 @@ def refuse_stricter(level: str, present: str | None) -> None:
     """Refuse an isolation level that the transaction around everything does not have.
 
     Raises:
-        TransactionError: It is less isolated.
+        TransactionOptionsError: It is less isolated.
     """
     wanted = level.replace("_", " ").upper()
     known = (present or "").upper()
@@ -95,7 +95,7 @@ def refuse_stricter(level: str, present: str | None) -> None:
         {wanted, known} <= {*_LEVELS} and _LEVELS.index(wanted) <= _LEVELS.index(known)
     ):
         return
-    raise TransactionError(
+    raise TransactionOptionsError(
         f"isolation level {wanted} is not that of the one transaction that undoes everything here, {known}: "
         "test this with real commits (the fixture loopsafe_db_committed)"
     )

@@ -33,6 +33,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionAborted,
     TransactionError,
+    TransactionOptionsError,
     UnsupportedError,
 )
 from loopsafe_db.failures import drivers_own
@@ -596,7 +597,7 @@ class Connection:
         if not self._transactions:
             self._outermost = options
         elif options not in (_PLAIN, self._outermost):
-            raise TransactionError(
+            raise TransactionOptionsError(
                 "isolation, readonly and deferrable belong to the outermost transaction"
             )
         else:

@@ -13,7 +13,8 @@
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
     │   │   ├── TransactionAborted LDB109  the server rolled back what was to be committed
     │   │   ├── ForeignTransactionError LDB112  asked inside a transaction that cannot be joined from there
-    │   │   └── NotUndoableError  LDB113   a COMMIT or the like where all is undone in the end
+    │   │   ├── NotUndoableError  LDB113   a COMMIT or the like where all is undone in the end
+    │   │   └── TransactionOptionsError LDB115  ``isolation=`` or the like that cannot be, or not there
     │   ├── QueryError            LDB108   a query and its values do not fit together
     │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
     │   ├── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
@@ -222,6 +223,16 @@ class TransactionError(MisuseError):
     code = "LDB107"
     hint = (
         "let each `async with` block of a transaction end in the task, and the order, it began in"
+    )
+
+
+class TransactionOptionsError(TransactionError):
+    """A transaction was to begin with an isolation level, or read-only, in a way that cannot be."""
+
+    code = "LDB115"
+    hint = (
+        'the outermost transaction of a connection takes them, db.transaction(isolation="serializable"), and all '
+        "inside it are savepoints, which have what that has"
     )
 
 

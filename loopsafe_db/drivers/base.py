@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.failures import by_sqlstate
-from loopsafe_db.errors import ForeignLoopError, TransactionError
+from loopsafe_db.errors import ForeignLoopError, TransactionOptionsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -112,11 +112,13 @@ class TransactionOptions:
         """Refuse a level that no server has, before anything is asked of one.
 
         Raises:
-            TransactionError: There is none of that name.
+            TransactionOptionsError: There is none of that name.
         """
         if self.isolation is not None and self.isolation not in _ISOLATION:
             known = ", ".join(map(repr, _ISOLATION))
-            raise TransactionError(f"there is no isolation level {self.isolation!r}, only {known}")
+            raise TransactionOptionsError(
+                f"there is no isolation level {self.isolation!r}, only {known}"
+            )
 
 
 class Plans:

@@ -25,6 +25,7 @@ from loopsafe_db.errors import (
     QueryError,
     StatementTimeout,
     TransactionError,
+    TransactionOptionsError,
 )
 from loopsafe_db.testing.conformance import SLOW
 
@@ -150,7 +151,8 @@ async def test_values_of_many_rows_are_a_list_of_mappings(database: Database) ->
 
 async def test_an_unknown_isolation_level_names_those_that_there_are(database: Database) -> None:
     with pytest.raises(
-        TransactionError, match=r"no isolation level 'seriaizable', only.*'serializable'"
+        TransactionOptionsError,
+        match=r"(?s)no isolation level 'seriaizable', only.*HINT: the outermost transaction",
     ):
         async with database.transaction(isolation="seriaizable"):  # type: ignore[arg-type]  # mypy says it, too
             pass
