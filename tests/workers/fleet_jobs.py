@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
@@ -30,7 +31,7 @@ async def wait_and_store(job: Job, seconds: float) -> JSONObject:
         {"workflow_instance_id": job.workflow_instance_id},
     )
     note(job, "ended")
-    return {"by": job.worker_id, "backend": pid}
+    return {"by": job.worker_id, "backend": pid, "frozen": gc.get_freeze_count()}
 
 
 @worker_task(task_definition_name="in_thread", thread_count=2, poll_interval_millis=20)  # type: ignore[untyped-decorator]

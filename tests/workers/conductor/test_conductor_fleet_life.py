@@ -143,6 +143,18 @@ def test_every_way_to_start_has_the_same_names_reports_and_end(
         assert not psutil.pid_exists(report.pid)
 
 
+@ON_THE_STAND_IN
+def test_a_forkserver_imports_the_workers_once_and_freezes_them(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(start_method="forkserver", preload=["tests.workers.fleet_jobs"])
+    outputs = [jobs.end(jobs.begin(kind, 0))["outputData"] for kind in KINDS]
+
+    assert program.stop() == 0
+
+    assert all(output["frozen"] > 10_000 for output in outputs)  # type: ignore[index]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_in_flight_is_finished_and_reported_when_the_fleet_stops(
     kind: str, start: Callable[..., Program], jobs: Jobs
