@@ -1068,12 +1068,11 @@ def copying_driver(pool: ConnectionPool, what: str, *, session: bool = False) ->
     Raises:
         UnsupportedError: It does not; or what belongs to a session is asked for, and there is none.
     """
-    driver: Any = pool.driver
-    if not hasattr(driver, "copy_in"):
-        raise UnsupportedError(what, driver.traits.name)
+    if not hasattr(pool.driver, "copy_in"):
+        raise UnsupportedError(what, pool.driver.traits.name)
     if session and pool.options.pgbouncer == "transaction":
         raise UnsupportedError(what, "a PgBouncer in transaction mode")
-    return driver
+    return pool.user_driver
 
 
 def joined(pool: ConnectionPool) -> Connection | None:

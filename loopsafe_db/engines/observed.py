@@ -13,7 +13,7 @@ from loopsafe_db.engines.listeners import listeners_of, put_first
 from loopsafe_db.engines.statement_timeout import TIMED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -82,6 +82,29 @@ class ObservedDriver:
             told.rows = len(answer.rows) or answer.affected
         return answer
 
+    async def copy_in(
+        self, raw: Any, table: str, schema: str | None, columns: Sequence[str] | None, rows: Any
+    ) -> int:
+        """Copy rows to a table."""
+        driver: Any = self._driver
+        with self._observer.watch("copy", raw, f"COPY {table} FROM STDIN") as told:
+            copied: int = await driver.copy_in(raw, table, schema, columns, rows)
+            told.rows = copied
+        return copied
+
+    async def copy_out(self, raw: Any, query: str, options: str) -> DriverCursor:
+        """Begin to copy out the rows of a query."""
+        driver: Any = self._driver
+        told = self._observer.watch("copy", raw, f"COPY ({query}) TO STDOUT {options}")
+        with told.opening():
+            cursor = await driver.copy_out(raw, query, options)
+        return ObservedCursor(cursor, told, counts=False)
+
+    def listen(self, raw: Any, channel: str) -> AsyncIterator[tuple[int, str] | None]:
+        """Give what is notified on a channel: no statement that ever is over."""
+        driver: Any = self._driver
+        return driver.listen(raw, channel)  # type: ignore[no-any-return]
+
     async def open_cursor(self, raw: Any, sql: str, args: Sequence[Any]) -> DriverCursor:
         """Begin to read rows."""
         told = self._observer.watch("stream", raw, sql, args)
@@ -98,15 +121,23 @@ class ObservedDriver:
 class ObservedCursor:
     """The rows of a stream; told of when all have come, or nobody wants more."""
 
-    def __init__(self, cursor: DriverCursor, told: Observation) -> None:
-        self._cursor, self._told = cursor, told
-        self._told.rows = 0
+    def __init__(self, cursor: DriverCursor, told: Observation, *, counts: bool = True) -> None:
+        """Begin to observe the fetches.
+
+        Args:
+            cursor: The driver's.
+            told: What has observed its beginning.
+            counts: Whether what is fetched are rows, not pieces of text.
+        """
+        self._cursor, self._told, self._counts = cursor, told, counts
+        self._told.rows = 0 if counts else None
 
     async def fetch(self, count: int) -> Sequence[Record]:
         """Give the next rows."""
         with self._told.fetching():
             rows = await self._cursor.fetch(count)
-        self._told.rows = (self._told.rows or 0) + len(rows)
+        if self._counts:
+            self._told.rows = (self._told.rows or 0) + len(rows)
         if len(rows) < count:
             self._told.tell()
         return rows

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.url import DatabaseURL
 
-Kind = Literal["text", "many", "clause", "session", "stream", "transaction", "acquire"]
+Kind = Literal["text", "many", "clause", "session", "stream", "copy", "transaction", "acquire"]
 MASK = "***"
 _log = logging.getLogger("loopsafe_db")
 
@@ -38,7 +38,8 @@ class Statement:
 
     Attributes:
         sql: As it was sent, without literal passwords. "" of an `acquire`.
-        kind: ``"text"``; ``"many"``: a text of `execute_many`; ``"clause"``; ``"session"``: of a session, or another
+        kind: ``"text"``; ``"copy"``; ``"many"``: a text of `execute_many`;
+            ``"clause"``; ``"session"``: of a session, or another
             user of ``db.engine``; ``"stream"``: of `iterate`; ``"transaction"``: BEGIN, COMMIT, ROLLBACK and those of
             savepoints; ``"acquire"``: no statement, but a wait for a connection that ended without one.
         parameters: In the driver's order; ``"***"`` for each, unless the listener has asked for values.

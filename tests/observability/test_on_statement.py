@@ -474,6 +474,22 @@ def test_a_listener_that_has_its_handle_does_not_keep_it(database: Database) -> 
     assert gone() is None
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_copies_are_told_of(postgres_url: str, driver: str) -> None:
+    database = Database(postgres_url.replace("postgresql:", f"postgresql+{driver}:"))
+    await make_table(database)
+    with heard(database) as told:
+        await database.copy_records_to("things", [(1, "one"), (2, "two")])
+        copied = [piece async for piece in database.copy_from_query("SELECT id FROM things")]
+
+    assert b"".join(copied) == b"1\n2\n"
+    copies = [(one.sql, one.rows) for one in told if one.kind == "copy"]
+    assert copies == [
+        ("COPY things FROM STDIN", 2),
+        ("COPY (SELECT id FROM things) TO STDOUT (FORMAT text)", None),
+    ]
+
+
 async def test_a_driver_of_sqlalchemys_is_heard_on_every_path(mariadb_url: str) -> None:
     database = Database(mariadb_url)
     await database.connect()
