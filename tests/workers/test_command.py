@@ -244,12 +244,13 @@ def test_doctor_names_ghosts_versions_and_jobs_of_the_dead(
 
     monkeypatch.setattr(Conductor, "pollers", ask_after_a_poll)
 
-    found = {each.code: str(each) for each in check_conductor(conductor.base_url, 1, "new")}
+    every = check_conductor(conductor.base_url, 4, "new")
+    found = {each.code: str(each) for each in every}
 
     assert "hear: 2 versions of the code share its jobs: new, old" in found["D202"]
     assert f"is in progress with {dead.name}, which has ended" in found["D205"]
     assert "hour" in found["D204"]
-    strangers = "\n".join(map(str, check_conductor(conductor.base_url, 1, "new")))
+    strangers = "\n".join(map(str, every))
     assert "595f5ddc9711 polls and is no worker of a fleet" in strangers
     assert f"{dead.name} polls and runs version old, not new" in strangers
 
