@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, event
 from sqlalchemy.exc import ArgumentError, MissingGreenlet
-from sqlalchemy.ext.asyncio import create_async_engine, session
+from sqlalchemy.ext import asyncio as extension
+from sqlalchemy.ext.asyncio import session
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -301,7 +302,7 @@ def _create(url: URL, **options: Any) -> AsyncEngine:
         InvalidSettingError: SQLAlchemy does not take an option.
     """
     try:
-        return create_async_engine(url, **options)
+        return extension.create_async_engine(url, **options)  # whoever has wrapped it
     except (TypeError, ArgumentError) as error:
         reason = str(error).partition(", using configuration")[0]
         raise InvalidSettingError(f"create_async_engine: SQLAlchemy says: {reason}") from error
