@@ -162,6 +162,16 @@ class Database:
             await pool.pinned.undo()
         await pool.close()
 
+    def expire_connections(self) -> None:
+        """Have no connection of this process that is open now used again: for after a failover, or new credentials.
+
+        What is idle is ended now, what others use when it comes back. A connection that holds what no other has stays:
+        that of `force_rollback`, or of a database in memory.
+        """
+        pool = self._pool()
+        if not pool.only_one:
+            pool.expire()
+
     @contextmanager
     def force_rollback(self) -> Iterator[None]:
         """Have this handle undo in the end whatever is done with it in the block, by anybody. For tests.

@@ -55,7 +55,8 @@ class PoolLimits:
     Attributes:
         max_connections: The most, over all loops and threads of the process.
         idle_timeout: Seconds after which a connection that nobody uses is given back; None never.
-        recycle: Seconds after which a connection is replaced; None never.
+        recycle: Seconds after which a connection is replaced, or up to a tenth earlier, so that not all are at once;
+            None never.
         pre_ping: Whether a connection is tried before each use. Without it one that the server or the network
             has ended is noticed too, where the end has reached this machine.
         min_connections: How many `Database.connect` opens at least.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import threading
 import time
 import weakref
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.engines.stats import Holder
+
+
+_SHORTEST_LIFE = (
+    0.9  # of `PoolLimits.recycle`: connections opened together are not replaced together
+)
 
 
 class Proxy(_ConnectionFairy):
@@ -90,6 +96,7 @@ class PoolEntry(_ConnectionRecord):
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(pool.queue, connect=False)
         self.lender = pool
+        self._share = random.uniform(_SHORTEST_LIFE, 1.0)
         self._lent, self._rested = pool.driver.traits.lent, pool.driver.traits.rested
 
     @property
@@ -293,7 +300,7 @@ class PoolEntry(_ConnectionRecord):
         self.rested = now = time.monotonic()
         self.fresh_until = now + self.lender.patience
         if (recycle := self.lender.options.pool.recycle) is not None:
-            left = self.starttime + recycle - time.time()
+            left = self.starttime + recycle * self._share - time.time()
             self.fresh_until = min(self.fresh_until, now + left)
 
     def leave(self) -> None:

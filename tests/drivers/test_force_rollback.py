@@ -394,3 +394,11 @@ async def test_who_is_cancelled_as_its_statement_fails_takes_nothing_with_it(
         failing.cancel()
         await asyncio.wait([failing])
         assert await undone.fetch_val(COUNT) == 1
+
+
+async def test_the_one_connection_does_not_expire(database: Database) -> None:
+    with database.force_rollback():
+        await database.execute("CREATE TABLE kept (id int)")
+        database.expire_connections()
+        assert await database.fetch_all("SELECT id FROM kept") == []
+        await database.disconnect()

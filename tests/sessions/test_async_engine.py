@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import sys
 import threading
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -542,3 +544,35 @@ def postgres_driver(request: pytest.FixtureRequest, postgres_url: str) -> str:
     """The URL of a database, with each driver for it."""
     url = sa.make_url(postgres_url).set(drivername=f"postgresql+{request.param}")
     return url.render_as_string(hide_password=False)
+
+
+async def test_connections_that_are_opened_together_are_not_replaced_together(
+    database: Database,
+) -> None:
+    handle = Database(
+        database.url, scope=SCOPE, pool=PoolLimits(8, idle_timeout=None, recycle=1000)
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(handle.engine.connect())
+    entries = handle._pool().lending._idle  # noqa: SLF001
+    pauses = {round(entry.fresh_until - entry.rested) for entry in entries}
+    assert len(entries) == 8
+    assert len(pauses) > 1
+    assert all(899 <= pause <= 1000 for pause in pauses)
+    await handle.disconnect()
+
+
+async def test_no_connection_that_is_open_is_used_again_once_it_has_expired(
+    database: Database,
+) -> None:
+    async with database.connection() as held:
+        assert await held.fetch_val("SELECT 1") == 1
+        beside = asyncio.create_task(database.fetch_val("SELECT 1"), context=Context())
+        assert await beside == 1
+        database.expire_connections()
+        assert database.stats().idle == 0
+        assert await held.fetch_val("SELECT 2") == 2  # it is not taken away from its user
+    assert database.stats().idle == 0
+    assert await database.fetch_val("SELECT 3") == 3
+    assert database.stats().opened == 3
