@@ -165,6 +165,17 @@ async def test_a_rollback_that_gets_no_answer_ends_the_connection_and_asks_nothi
     await works_again(wire, database)
 
 
+async def test_a_reset_that_gets_no_answer_ends_the_connection(wire: Wire, driver: str) -> None:
+    database = handle(wire, driver)
+    await text(database)
+    wire.hush = lambda data: b"RESET" in data
+
+    async with asyncio.timeout(IN_TIME), database.connection() as connection:
+        await connection.execute("SET statement_timeout = '54321ms'")
+    assert database.stats().terminated == 1
+    await works_again(wire, database)
+
+
 @pytest.mark.parametrize("way", [text, transaction, session, stream])
 async def test_a_server_that_is_silent_after_the_login_is_noticed(
     wire: Wire, driver: str, way: Way
