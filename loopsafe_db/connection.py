@@ -564,12 +564,14 @@ class Connection:
         """
         entry, give_up = self._entry, 0.0
         while True:
-            async with self._turn:
-                self._check_still_held(entry)
-                if self._is_welcome(nests=nests) or self._is_urgent(give_up):
-                    if self.streams:
-                        await self._make_way()
-                    return await work()
+            # Who waits leaves the turn to the transaction that it waits for.
+            if self._is_welcome(nests=nests) or self._is_urgent(give_up) or self._entry is not entry:
+                async with self._turn:
+                    self._check_still_held(entry)
+                    if self._is_welcome(nests=nests) or self._is_urgent(give_up):
+                        if self.streams:
+                            await self._make_way()
+                        return await work()
             give_up = give_up or time.monotonic() + self._patience
             await asyncio.sleep(STRANGER_DELAY)
 
@@ -579,9 +581,16 @@ class Connection:
 
     def _is_welcome(self, *, nests: bool) -> bool:
         """Tell whether what the running task does now is in no transaction but its own."""
-        if not self._transactions or self._transactions[-1].surrounds():
+        innermost = self._innermost
+        if innermost is None or innermost.surrounds():
             return True
         return not nests and asyncio.current_task() in self._sharers
+
+    @property
+    def _innermost(self) -> OpenTransaction | None:
+        """The innermost transaction now: another thread may end it meanwhile."""
+        last = self._transactions[-1:]
+        return last[0] if last else None
 
     def _is_urgent(self, give_up: float) -> bool:
         """Tell whether to go on all the same, or give up, after `give_up`."""
@@ -589,7 +598,7 @@ class Connection:
             return False
         raise TransactionError(
             f"a transaction of another task has been open on {self!r} for too long: "
-            f"{self._transactions[-1].holder}"
+            + ("" if (innermost := self._innermost) is None else innermost.holder)
         )
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
@@ -669,7 +678,7 @@ class Connection:
     @property
     def enclosing(self) -> OpenTransaction | None:
         """The innermost transaction, if the running task is inside of it."""
-        innermost = self._transactions[-1] if self._transactions else None
+        innermost = self._innermost
         return innermost if innermost is not None and innermost.surrounds() else None
 
     def driver_transaction(self, options: TransactionOptions) -> DriverTransaction:

@@ -343,8 +343,9 @@ class PinnedConnection(Connection):
         if super()._is_welcome(nests=nests):
             return True
         # An unrelated task's statement is in whatever is open; where that has failed, PostgreSQL refuses it.
-        failed = self._dialect == "postgresql" and self._transactions[-1].failure is not None
-        return not (nests or failed or any(opened.surrounds() for opened in self._transactions))
+        innermost = self._innermost
+        failed = self._dialect == "postgresql" and innermost is not None and innermost.failure
+        return not (nests or failed or any(one.surrounds() for one in list(self._transactions)))
 
     def _is_urgent(self, give_up: float) -> bool:
         # Many transactions, one after another, may take longer than one that waits for who waits.
