@@ -565,7 +565,11 @@ class Connection:
         entry, give_up = self._entry, 0.0
         while True:
             # Who waits leaves the turn to the transaction that it waits for.
-            if self._is_welcome(nests=nests) or self._is_urgent(give_up) or self._entry is not entry:
+            if (
+                self._is_welcome(nests=nests)
+                or self._is_urgent(give_up)
+                or self._entry is not entry
+            ):
                 async with self._turn:
                     self._check_still_held(entry)
                     if self._is_welcome(nests=nests) or self._is_urgent(give_up):

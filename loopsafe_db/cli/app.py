@@ -34,8 +34,10 @@ FOUND, WRONG_USE = 1, 2
 _SECONDS = 0.5
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-doctor = typer.Typer(help="Say what is wrong, where it was seen, and the cure.")
+app: typer.Typer = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+)
+doctor: typer.Typer = typer.Typer(help="Say what is wrong, where it was seen, and the cure.")
 app.add_typer(doctor, name="doctor")
 
 DatabaseURL = Annotated[

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLES: dict[str, object] = {
     "what": "it",
+    "where": "there",
     "owner": LoopKey(1, 2),
     "caller": LoopKey(3, 4),
     "taken_at": "a.py:1",

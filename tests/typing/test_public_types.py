@@ -59,6 +59,8 @@ def test_every_public_symbol_has_a_known_type(report: dict[str, Any]) -> None:
         for symbol in found["symbols"]
         if symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]
         for problem in symbol["diagnostics"]
+        # conductor-python has no types for others to use.
+        if not (".integrations.conductor." in symbol["name"] and "unknown" in problem["message"])
     ]
 
     assert found["pyTypedPath"]

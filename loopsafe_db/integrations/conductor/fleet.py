@@ -78,18 +78,18 @@ class Fleet:
         for module in modules:
             importlib.import_module(module)
         is_url = isinstance(server, str)
-        self.configuration = (
+        self.configuration: Configuration = (
             Configuration(server_api_url=server, log_level="WARNING") if is_url else server
         )
         self._terms = FleetTerms(os.getpid(), self.configuration, version, grace, folder)
-        self.workers = make_workers(modules, processes or {}, worker_class)
+        self.workers: list[FleetWorker] = make_workers(modules, processes or {}, worker_class)
         for worker in self.workers:
             worker.terms = self._terms
         self._start_method, self._preload = start_method, preload
         self._restarts, self._metrics = restarts, metrics
         self._handler: TaskHandler | None = None
         self._mine: set[multiprocessing.process.BaseProcess] = set()
-        self.killed = 0
+        self.killed: int = 0
 
     def __enter__(self) -> Self:
         try:

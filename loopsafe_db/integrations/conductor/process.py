@@ -139,7 +139,7 @@ class WorkerProcess:
     """This process, as a worker of a fleet."""
 
     def __init__(self, terms: FleetTerms, version: str, job_type: str) -> None:
-        self.worker_id = f"{socket.gethostname()}/{os.getpid()}/{version}"
+        self.worker_id: str = f"{socket.gethostname()}/{os.getpid()}/{version}"
         self._terms, self._job_type = terms, job_type
         self._jobs: dict[str, _Delivery] = {}
         self._parent_pid = os.getppid()
