@@ -229,8 +229,9 @@ def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool
     """Make SQLAlchemy's engine on the connections of whichever process uses it."""
     driver, _ = connect_options(options)
     traits = driver.traits
-    url = dialect_url(options).set(drivername=traits.dialect)
-
+    url = dialect_url(options)
+    # The pool has the password; here it would stand in frames of SQLAlchemy's.
+    url = url.set(drivername=traits.dialect)._replace(password=None)
     if not traits.adapted:
         url = url.set(query={})
     resets = traits.reset_on_return and not options.force_rollback
