@@ -204,8 +204,13 @@ class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
 
     def _do_isolation_level(self, connection: Any, autocommit: Any, isolation_level: Any) -> None:
         self._do_autocommit(connection, autocommit)
-        if not autocommit and plain_connection(connection).isolation_level != isolation_level:
-            connection.set_isolation_level(isolation_level)
+        raw: GuardedConnection = plain_connection(connection)
+        if autocommit or raw.isolation_level == isolation_level:
+            return
+        if raw.pgconn.transaction_status == TransactionStatus.IDLE:
+            raw.set_next_level(isolation_level)
+        else:
+            connection.set_isolation_level(isolation_level)  # psycopg says why that cannot be
 
     def _do_autocommit(self, connection: Any, value: Any) -> None:
         plain_connection(connection).engine_begins = not value
@@ -398,6 +403,11 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         if state is ConnectionState.BUSY or self.pgconn.pipeline_status == PipelineStatus.OFF:
             return state
         return ConnectionState.BUSY
+
+    def set_next_level(self, level: Any) -> None:
+        """Set the isolation level of the next transaction; nothing is sent or awaited, so nobody can be cancelled."""
+        self._isolation_level = None if level is None else psycopg.IsolationLevel(level)
+        self._begin_statement = b""
 
     def begin_by_itself(self) -> None:
         """Have psycopg begin transactions; nothing is sent."""
