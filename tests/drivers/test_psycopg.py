@@ -259,6 +259,8 @@ async def deaf_to_cancelling(server: sa.URL) -> AsyncIterator[sa.URL]:
         first = await reader.read(8)
         if first[4:8] == CANCEL_REQUEST:
             await never.wait()
+            writer.close()
+            return
         there, back = await asyncio.open_connection(server.host, server.port)
         back.write(first)
         tasks.append(asyncio.create_task(copy(reader, back)))
@@ -273,6 +275,7 @@ async def deaf_to_cancelling(server: sa.URL) -> AsyncIterator[sa.URL]:
         proxy.close()
         never.set()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # until what was closed has gone
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the proxy's transports
