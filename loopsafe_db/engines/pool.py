@@ -99,9 +99,17 @@ class SharedQueue(Pool):
         connection, dialect = entry.dbapi_connection, self.find_pool().engine.dialect
         if dialect._on_connect_isolation_level is not None:  # noqa: SLF001
             dialect.reset_isolation_level(connection)
-        for listener in self.dispatch.connect:
-            if id(listener) not in self.own_listeners:
-                listener(connection, entry)
+        for listener in self._listeners():
+            listener(connection, entry)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare_again` has anything to do."""
+        level = self.find_pool().engine.dialect._on_connect_isolation_level  # noqa: SLF001
+        return level is not None or bool(self._listeners())
+
+    def _listeners(self) -> list[Any]:
+        return [one for one in self.dispatch.connect if id(one) not in self.own_listeners]
 
     def recreate(self) -> SharedQueue:
         """Give a pool for an engine that was disposed of: the same, for the connections are shared."""
@@ -335,7 +343,8 @@ class ConnectionPool:
     async def initialise_again(self, entry: PoolEntry) -> None:
         """Have done to a session that was reset what was done to it when it was new."""
         await self.initialise(entry.raw)
-        await greenlet_spawn(self.queue.prepare_again, entry)
+        if self.queue.prepares:
+            await greenlet_spawn(self.queue.prepare_again, entry)
 
     async def set_up(self, entry: PoolEntry) -> None:
         """Have ``setup`` do what each user needs; where it fails, the connection is ended."""
