@@ -76,7 +76,7 @@ class ProcessPools:
         if self.options.force_rollback:
             pool.pin(PinnedConnection(pool))
         pool.observe(self.listeners)
-        return Resource(pool, pool.close, pool.terminate, pool.sockets)
+        return Resource(pool, pool.close, pool.terminate, pool.sockets, pool.before_fork)
 
     def _find_engine(self) -> AsyncEngine:
         """Give the engine; a new one where a parent process was just asking its first connection."""

@@ -524,6 +524,14 @@ class ConnectError(DriverError, ConnectionError):
         super().__init__(f"cannot connect to {target}: {reason}")
 
 
+class ForkedFileError(ConnectError):
+    """A SQLite file was in use when this process was forked: what is written there could be lost."""
+
+    code = "LDB412"
+    retryable = False
+    hint = "fork where nobody in the process uses the file, or start the process by spawn or forkserver"
+
+
 class AuthenticationError(ConnectError):
     """The server refuses the user, the password or the database."""
 

@@ -28,6 +28,10 @@ _log = logging.getLogger("loopsafe_db")
 CLOSE_TIMEOUT = 2.0  # seconds that the end of a loop or of the process may wait for one resource
 
 
+def _nothing() -> None:
+    """Be what need not be done before a fork."""
+
+
 @dataclass(slots=True)
 class Resource:
     """A value that belongs to one loop, with its endings.
@@ -37,12 +41,14 @@ class Resource:
         close: Awaited on the loop that owns the value.
         terminate: Called when no loop can run it any more; must not await.
         sockets: Gives the open sockets, for a forked child to let go of.
+        before_fork: Called in the thread that is about to fork.
     """
 
     value: Any
     close: Callable[[], Awaitable[None]]
     terminate: Callable[[], None]
     sockets: Callable[[], Iterable[forks.SocketId]]
+    before_fork: Callable[[], None] = _nothing
 
 
 class LoopState:
@@ -261,6 +267,12 @@ def _abandon() -> None:
     )
 
 
+def _before_fork() -> None:
+    if _process is not None and _process.key.pid == os.getpid():
+        for resource in list(_process.resources.values()):
+            resource.before_fork()
+
+
 def _at_exit() -> None:
     for state in live_states():
         state.terminate()
@@ -270,5 +282,5 @@ def _at_exit() -> None:
 
 _process_lock = threading.RLock()  # a finalizer may come by in the middle
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon)
+    os.register_at_fork(before=_before_fork, after_in_child=_abandon)
 atexit.register(_at_exit)

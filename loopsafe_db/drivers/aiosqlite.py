@@ -21,6 +21,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import outlast
+from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.drivers import migrations
 from loopsafe_db.drivers.base import (
     Answer,
@@ -38,6 +39,7 @@ from loopsafe_db.drivers.url import is_memory, known_query, refuse_postgresql_op
 from loopsafe_db.errors import (
     ConnectError,
     ConnectTimeout,
+    ForkedFileError,
     InvalidURLError,
     MigrationError,
     NotUndoableError,
@@ -75,6 +77,10 @@ _SESSION_PRAGMAS = (
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
 _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
+
+
+_FileId = tuple[int, int]  # device and inode
+_open: WeakSet[_SqliteConnection] = WeakSet()  # those of parent processes, too
 
 
 class FileError(ConnectError):
@@ -158,10 +164,18 @@ class _SqliteConnection(sqlite3.Connection):
     """
 
     has_begun = False  # whether a transaction was begun, and not ended
+    file: _FileId | None = None
+    pid: int  # of the process that opened it
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+        self.pid = os.getpid()
+        _open.add(self)
+
+    def close(self) -> None:
+        super().close()
+        _open.discard(self)
 
     def cursor(self, *args: Any) -> Any:
         if self.has_begun and not self.in_transaction:
@@ -395,10 +409,10 @@ class _Opener:
         self._arguments, self._pragmas = arguments, pragmas
         self._lock = Lock()
         self._given_up = False
-        self._opened: sqlite3.Connection | None = None
+        self._opened: _SqliteConnection | None = None
 
-    def __call__(self) -> sqlite3.Connection:
-        opened: sqlite3.Connection = sqlite3.connect(**self._arguments)
+    def __call__(self) -> _SqliteConnection:
+        opened = whole(self._open)
         try:
             for name, value in self._pragmas.items():
                 self._set(opened, f"PRAGMA {name} = {value}")
@@ -409,6 +423,12 @@ class _Opener:
             self._opened = opened
             if self._given_up:
                 opened.close()
+        return opened
+
+    def _open(self) -> _SqliteConnection:
+        """Open it; a forked child sees which file it has, or nothing of it."""
+        opened: _SqliteConnection = sqlite3.connect(**self._arguments)
+        opened.file = _file_of(self._arguments["database"])
         return opened
 
     def _set(self, opened: sqlite3.Connection, pragma: str) -> None:
@@ -502,6 +522,7 @@ class AiosqliteDriver:
         attaches=False,
         reset_on_return=False,
         settles=True,
+        closes_before_fork=True,
         failure=by_sqlite_code,
     )
 
@@ -537,6 +558,7 @@ class AiosqliteDriver:
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:
         given = options.arguments
+        _check_forked(given["database"], options.target)
         arguments = {
             "database": given["database"],
             "uri": given["database"].startswith("file:"),
@@ -721,8 +743,7 @@ def _database(path: str, query: Mapping[str, str]) -> str:
 
 def _reason(error: sqlite3.Error, database: str) -> str:
     """Say why SQLite cannot open a file, which it keeps to itself."""
-    name = database.partition("?")[0]
-    path = unquote(name.removeprefix("file:")) if name.startswith("file:") else database
+    path = _path_of(database)
     folder = os.path.dirname(path)
     if os.path.isdir(path):
         return f"{error}: {path} is a folder; name a file in it"
@@ -731,6 +752,34 @@ def _reason(error: sqlite3.Error, database: str) -> str:
     if not os.path.exists(path):
         return f"{error}: there is no file {path}, and it may not be made"
     return str(error)
+
+
+def _path_of(database: str) -> str:
+    name = database.partition("?")[0]
+    return unquote(name.removeprefix("file:")) if name.startswith("file:") else database
+
+
+def _file_of(database: str) -> _FileId | None:
+    """Give a file's identity, whatever its path; None where there is none."""
+    with suppress(OSError):
+        status = os.stat(_path_of(database))
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _check_forked(database: str, target: str) -> None:
+    """Refuse a file that a connection of the parent process had open at the fork.
+
+    SQLite keeps one record for each file of a process, of the locks that its connections have. A child inherits the
+    record, not the locks: its own connections lock nothing, and the parent's last one takes the ``-wal`` file away with
+    what the child has committed.
+
+    Raises:
+        ForkedFileError: There is such a connection.
+    """
+    pid, file = os.getpid(), _file_of(database)
+    if file is not None and any(one.file == file and one.pid != pid for one in list(_open)):
+        raise ForkedFileError(target, "the file was in use when this process was forked")
 
 
 def _stop_marker() -> object:

@@ -59,6 +59,8 @@ class DriverTraits:
         lent: Called when a connection is lent. From then on it may refer to what waits for its answers, and so to the
             loop, only weakly: a loop that is dropped without ``close()`` has to become garbage.
         rested: Called when it comes back: it keeps all that it needs in the next loop.
+        closes_before_fork: Whether a connection that is open at a fork is in the way of the child's own: idle ones are
+            closed before, and open ones refused in the child by the driver.
         failure: Tells which of our errors a failure is, if any: lost connections, serialization failures, deadlocks,
             locks and servers that take no writes. By SQLSTATE, unless a driver knows better.
     """
@@ -71,6 +73,7 @@ class DriverTraits:
     autocommit: bool = True
     adapted: bool = False
     settles: bool = False
+    closes_before_fork: bool = False
     ends_transaction: Callable[[BaseException], bool] = _never
     lent: Callable[[Any], None] = _nothing
     rested: Callable[[Any], None] = _nothing

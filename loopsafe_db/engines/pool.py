@@ -501,6 +501,11 @@ class ConnectionPool:
         for entry in list(self.lending.held):
             entry.touch(Touched.LAST)
 
+    def before_fork(self) -> None:
+        """End what is idle, where a connection that is open at a fork is in the way of the child's own."""
+        if self.driver.traits.closes_before_fork and not self.only_one:
+            self._end_idle(lambda _: True)
+
     def retire(self) -> bool:
         """End what is idle, and later what comes back; tell whether nothing is left. For when the handle is gone."""
         nothing_left = self.lending.retire()

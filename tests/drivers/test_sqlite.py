@@ -21,7 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
-from loopsafe_db.errors import InvalidURLError, StatementTimeout, TransactionError
+from loopsafe_db.errors import ConnectError, InvalidURLError, StatementTimeout, TransactionError
 from loopsafe_db.testing import call_in_child
 from tests.conftest import SCOPE
 
@@ -405,3 +405,53 @@ async def test_an_adapter_of_the_programs_goes_before(
 
     assert tuple(row or ()) == (DAY.toordinal(), STORED[1])
     await database.disconnect()
+
+
+def test_what_a_forked_child_commits_stays_though_its_parent_ends_the_last_connection(
+    url: str,
+) -> None:
+    """SQLite takes the ``-wal`` away with the last connection that it knows of; an inherited one hides the child's."""
+    database = Database(url, scope=SCOPE)
+    asyncio.run(database.execute("CREATE TABLE things (id INTEGER)"))  # and stays warm
+    fork = multiprocessing.get_context("fork")
+    opened, closed = fork.Event(), fork.Event()
+
+    async def write_before_and_after() -> None:
+        await database.execute("INSERT INTO things VALUES (1)")
+        opened.set()
+        assert await asyncio.to_thread(closed.wait, 30)
+        await database.execute("INSERT INTO things VALUES (2)")
+
+    child = fork.Process(target=lambda: asyncio.run(write_before_and_after()))
+    child.start()
+    assert opened.wait(30)
+    asyncio.run(database.fetch_val("SELECT 1"))
+    asyncio.run(database.disconnect())
+    closed.set()
+    child.join(30)
+
+    assert child.exitcode == 0
+    assert asyncio.run(Database(url).fetch_val("SELECT sum(id) FROM things")) == 3
+
+
+async def test_a_file_in_use_at_a_fork_is_refused_in_the_child(url: str, tmp_path: Path) -> None:
+    os.symlink(tmp_path / "test.db", tmp_path / "link.db")
+    database = Database(url, scope=SCOPE)
+    fork = multiprocessing.get_context("fork")
+    told = fork.SimpleQueue()
+
+    def tell() -> None:
+        for one in (database, Database(f"sqlite:///{tmp_path}/link.db"), Database(f"{url}.other")):
+            try:
+                told.put(asyncio.run(one.fetch_val("SELECT 1")))
+            except ConnectError as error:
+                told.put(error.code)
+
+    async with database.transaction():
+        await database.execute("CREATE TABLE things (id INTEGER)")
+        child = fork.Process(target=tell)
+        child.start()
+        await asyncio.to_thread(child.join, 30)
+
+    assert [told.get() for _ in range(3)] == ["LDB412", "LDB412", 1]
+    assert await database.fetch_val("SELECT count(*) FROM things") == 0
