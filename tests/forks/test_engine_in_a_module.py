@@ -91,8 +91,9 @@ print("done")
 @pytest.fixture
 def folder(tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the module, and the processes' way to the server."""
-    (tmp_path / "module.py").write_text(MODULE)
-    monkeypatch.setenv("ENGINE_URL", postgres_url)
+    # Not by the environment: a fork server may run already.
+    text = MODULE.replace('os.environ["ENGINE_URL"]', repr(postgres_url))
+    (tmp_path / "module.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
