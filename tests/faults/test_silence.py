@@ -79,6 +79,7 @@ FORK_WARM = (
     "if not os.fork(): os._exit(0)\n"
     "assert 'MainThread' in seen and 'loopsafe_db reaper' not in seen, seen\n"
     "if sys.version_info >= (3, 12): db.stats()  # it counts threads after its hooks\n"
+    "warm = warm and db.url.dialect != 'sqlite'  # whose idle connections are closed before a fork\n"
     "assert ('loopsafe_db reaper' in names()) is warm"
 )
 OPEN_TRANSACTION = (

@@ -95,6 +95,8 @@ def test_fork_inside_a_coroutine_while_the_parent_keeps_querying(
     database: Database, name: str
 ) -> None:
     action, expected = ACTIONS[name]
+    if database.url.dialect == "sqlite" and expected == 0:
+        pytest.skip("a file that is in use at a fork is refused in the child: test_sqlite")
 
     async def main() -> int:
         async with database.connection() as held:
