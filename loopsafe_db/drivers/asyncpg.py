@@ -843,7 +843,7 @@ class AsyncpgDriver:
         await initialise()
 
     def hand_out(self, raw: GuardedConnection) -> Any:
-        return asyncpg.pool.PoolConnectionProxy(None, raw)  # what asyncpg's own pool hands out
+        return asyncpg.pool.PoolConnectionProxy(_HOLDER, raw)  # what asyncpg's own pool hands out
 
     def take_back(self, raw: GuardedConnection, handed_out: Any, taken_at: str) -> None:
         raw.guarded_lease += 1
@@ -1072,6 +1072,16 @@ async def _run(
         return await raw._Connection__execute(  # type: ignore[no-any-return]  # noqa: SLF001
             sql, args, limit, timeout, return_status=status, record_class=record_class
         )
+
+
+class _Holder:
+    """What asyncpg before 0.31 tells of a connection that its user has terminated: our pool sees it at the release."""
+
+    def _release_on_close(self) -> None:
+        pass
+
+
+_HOLDER: Any = _Holder()
 
 
 class _Limit:
