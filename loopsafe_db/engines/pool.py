@@ -503,7 +503,8 @@ class ConnectionPool:
 
     def before_fork(self) -> None:
         """End what is idle, where a connection that is open at a fork is in the way of the child's own."""
-        if self.driver.traits.closes_before_fork and not self.only_one:
+        holds_something = self.only_one if self.pinned is None else self.pinned.is_open
+        if self.driver.traits.closes_before_fork and not holds_something:
             self._end_idle(lambda _: True)
 
     def retire(self) -> bool:
