@@ -684,7 +684,7 @@ def refused(query: Coroutine[Any, Any, Any], session: AsyncSession) -> None:
         asyncio.run(session.execute(sa.text("SELECT 1")))
 
 
-def leave(action: Callable[[], None]) -> None:
+def leave(action: Callable[[], object]) -> None:
     """End a forked child; a failure is exit code 9, not a second run of the tests."""
     signal.alarm(20)
     try:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import pickle
-import sys
 import threading
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from loopsafe_db import (
     create_async_engine,
 )
 from loopsafe_db.errors import PoolError
+from loopsafe_db.testing.conformance import exit_code, leave
 from loopsafe_db.testing.postgres import EmbeddedPostgres
 from tests.conftest import SCOPE, skip_without_postgres
 
@@ -64,13 +64,8 @@ def in_child(action: Callable[[], object]) -> None:
     """Run it in a forked child."""
     child = os.fork()
     if child == 0:
-        try:
-            action()
-        except BaseException:  # noqa: BLE001 (it has to end here)
-            sys.excepthook(*sys.exc_info())
-            os._exit(9)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        leave(action)
+    assert exit_code(child) == 0
 
 
 def test_an_engine_and_its_sessionmaker_work_in_loops_threads_and_children(
