@@ -471,6 +471,14 @@ class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
                 raise TransactionAborted from error
             raise
 
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """End at once what the server still owes an answer: asyncpg's farewell waits for that, without a limit."""
+        raw: GuardedConnection = plain_connection(dbapi_connection)
+        if DRIVER.state(raw) is ConnectionState.BUSY:
+            DRIVER.terminate(raw)
+        else:
+            super().do_terminate(dbapi_connection)
+
     async def setup_asyncpg_json_codec(self, conn: Any) -> None:
         """Set the codec of JSON, unless ``init`` has set another."""
         await self._set_json_codec(conn.driver_connection, "json")

@@ -70,9 +70,10 @@ async def stream_of_a_clause(database: Database) -> None:
 
 
 async def ends_in_error(way: Way, database: Database, error: type[BaseException]) -> None:
-    async with asyncio.timeout(IN_TIME):
+    async with asyncio.timeout(IN_TIME) as limit:
         with pytest.raises(error):
             await way(database)
+    assert not limit.expired()  # the error may have come of that
 
 
 async def works_again(wire: Wire, database: Database) -> None:

@@ -179,10 +179,10 @@ def test_a_database_may_use_the_connections_of_an_engine(engine: AsyncEngine) ->
             await add(engine, 2)
             await database.disconnect()
         assert await count(engine) == 1
+        assert database.stats().idle == engine.pool.checkedin() == 1  # type: ignore[attr-defined]
 
     asyncio.run(use())
     assert database.engine == engine
-    assert database.stats().idle == engine.pool.checkedin() == 1  # type: ignore[attr-defined]
 
 
 def test_a_database_takes_no_other_engine_and_nothing_beside_it(engine: AsyncEngine) -> None:
