@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loopsafe_db.url import DatabaseURL
 
 _SESSION_IDLE, _SESSION_LIFE = 0.5, 1.0  # seconds, behind a PgBouncer in session mode
+_LEAST_LIFE = 1.0  # seconds that are looked after while nobody uses a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class PoolLimits:
     Attributes:
         max_connections: The most, over all loops and threads of the process.
         idle_timeout: Seconds after which a connection that nobody uses is given back; None never.
-        recycle: Seconds after which a connection is replaced, or up to a tenth earlier, so that not all are at once;
-            None never.
+        recycle: Seconds that a connection lives, or up to a tenth less, so that not all end at once: then it is closed
+            when its user gives it back, or while nobody uses it, and the next user opens another. None is no limit.
         pre_ping: Whether a connection is tried before each use. Without it one that the server or the network
             has ended is noticed too, where the end has reached this machine.
         min_connections: How many `Database.connect` opens at least.
@@ -82,6 +83,13 @@ class PoolLimits:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidSettingError(f"{name} must be more than 0 seconds, not {value!r}")
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds from one look for idle connections that are to be closed to the next; None: there will be none."""
+        lives = [] if self.recycle is None else [max(self.recycle, _LEAST_LIFE)]
+        lives += [] if self.idle_timeout is None else [self.idle_timeout]
+        return min(lives) / 2 if lives else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +141,13 @@ POSITIVE = Number("a whole number, 1 or more", int, 1)
 SECONDS = Number("more than 0 seconds", float, math.ulp(0.0))
 SECONDS_OR_0 = Number("seconds, 0 or more", float, 0)
 
-# What `databases` and asyncpg call what the handle itself sees to; by keyword or in the URL's query, with any driver.
+# What other pools call what the handle itself sees to; by keyword or in the URL's query, with any driver.
 HANDLE_NAMES = {
     "min_size": WHOLE,
     "max_size": POSITIVE,
     "max_queries": POSITIVE,  # of no effect: a connection serves for as long as `PoolLimits.recycle` says
     "max_inactive_connection_lifetime": SECONDS_OR_0,
+    "max_lifetime": SECONDS_OR_0,
     "command_timeout": SECONDS,
 }
 # Keywords for the driver, which knows the same names in the URL's query: so each means one thing.
@@ -175,6 +184,7 @@ class Options(TypedDict, total=False):
         max_size: ``pool.max_connections``.
         max_queries: Taken, and of no effect.
         max_inactive_connection_lifetime: ``pool.idle_timeout``; 0 is never.
+        max_lifetime: ``pool.recycle``, as psycopg_pool calls it; 0 is no limit.
         command_timeout: ``timeouts.statement``.
         timeout: Seconds to open a connection; with SQLite, to wait for what others have locked.
         ssl: PostgreSQL: True is TLS with a certificate that the system trusts, for that host; False is none; or one
@@ -211,6 +221,7 @@ class Options(TypedDict, total=False):
     max_size: int | None
     max_queries: int | None
     max_inactive_connection_lifetime: float | None
+    max_lifetime: float | None
     command_timeout: float | None
     timeout: float | None
     ssl: bool | str | SSLContext | None
@@ -345,6 +356,8 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
     )
     if "max_inactive_connection_lifetime" in said:
         pool = replace(pool, idle_timeout=said["max_inactive_connection_lifetime"] or None)
+    if "max_lifetime" in said:
+        pool = replace(pool, recycle=said["max_lifetime"] or None)
     timeouts: Timeouts = keywords.get("timeouts", Timeouts())
     return pool, replace(timeouts, statement=said.get("command_timeout", timeouts.statement))
 

@@ -111,6 +111,11 @@ class PoolEntry(_ConnectionRecord):
         return self.fresh_until <= time.monotonic()
 
     @property
+    def is_spent(self) -> bool:
+        """Whether it was open for too long when its last user gave it back."""
+        return self.fresh_until <= self.rested
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a connection."""
         return self.dbapi_connection is not None

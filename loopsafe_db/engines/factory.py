@@ -66,7 +66,7 @@ _ONE_FOR_EVER = PoolLimits(
 # How SQLAlchemy and psycopg_pool call what we have under another name, or not at all.
 _ELSEWHERE = {
     "max_connections": "pool=PoolLimits(max_connections=...) or max_size",
-    "max_lifetime": "pool=PoolLimits(recycle=...)",
+    "max_idle": "pool=PoolLimits(idle_timeout=...)",
     "max_overflow": "pool=PoolLimits(max_connections=...) or max_size, which nothing exceeds",
     "pool_pre_ping": "pool=PoolLimits(pre_ping=True)",
     "pool_recycle": "pool=PoolLimits(recycle=...)",

@@ -425,10 +425,10 @@ class ConnectionPool:
             return
         entry.rest()
         loop = entry.home_ref()
-        if self._ending and entry.home_ref in self._ending:
-            entry.terminate()  # nothing closes it later
         if entry.dbapi_connection is None:
             self.counts.returns_bad += entry.raw is not None
+        elif entry.is_spent or (self._ending and entry.home_ref in self._ending):
+            entry.terminate()  # in the latter case nothing closes it later
         elif loop is not None:
             if self.pinned is None and self.lending.hand_on(entry, loop):
                 entry.task_ref = None
@@ -473,8 +473,8 @@ class ConnectionPool:
         """Note that `loop` has a connection, so that its end is an end of what it left behind."""
         state = current_state("a connection pool")
         if state.at_close(self, self._loop_ended):
-            if timeout := self.options.pool.idle_timeout:
-                loop.call_later(timeout / 2, self._tick, loop, timeout / 2)
+            if (pause := self.options.pool.pause) is not None:
+                loop.call_later(pause, self._tick, loop, pause)
             if not self.scope.movable:
                 state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
 
@@ -607,7 +607,7 @@ class ConnectionPool:
         self.lending.look_again()
         if not self.scope.movable:
             self._end_idle(lambda entry: entry.home is None)
-        elif self.options.pool.idle_timeout and self.lending.idle:
+        elif self.options.pool.pause is not None and self.lending.idle:
             self._reaper.wake()
         for holder in forgotten:
             warnings.warn(f"{_FORGOTTEN}: {holder}", ResourceWarning, stacklevel=2)
@@ -640,7 +640,7 @@ class ConnectionPool:
         return holder
 
     def _tick(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
-        """Close now, and after each pause, what this loop has not used for long."""
+        """Close now, and after each pause, what this loop has not used for long, or has for too long."""
         if not self.lending.retired:  # else the timer would keep what nobody has any more
             loop.call_later(pause, self._tick, loop, pause)
         here = None, loop
@@ -650,9 +650,9 @@ class ConnectionPool:
             task.add_done_callback(self._closing.discard)
 
     def _reap(self) -> float | None:
-        """End, in the reaper's thread, what no loop has and nobody used for long."""
+        """End, in the reaper's thread, what no loop has and nobody used for long, or what is open for too long."""
         self._end_idle(lambda entry: entry.is_old and entry.home is None)
-        return (self.options.pool.idle_timeout or 0.0) / 2 if self.lending.idle else None
+        return self.options.pool.pause if self.lending.idle else None
 
 
 def _untouched(options: DatabaseOptions) -> int:

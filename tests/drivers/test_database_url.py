@@ -247,6 +247,7 @@ def of_pool(options: DatabaseOptions) -> dict[str, Any]:
         "most": pool.max_connections,
         "least": pool.min_connections,
         "idle": pool.idle_timeout,
+        "life": pool.recycle,
         "statement": options.timeouts.statement,
     }
 
@@ -259,6 +260,8 @@ def of_pool(options: DatabaseOptions) -> dict[str, Any]:
         ("min_size", 2, {"least": 2}),
         ("max_inactive_connection_lifetime", 2.5, {"idle": 2.5}),
         ("max_inactive_connection_lifetime", 0, {"idle": None}),
+        ("max_lifetime", 3600, {"life": 3600}),
+        ("max_lifetime", 0, {"life": None}),
         ("command_timeout", 0.5, {"statement": 0.5}),
         ("max_queries", 7, {}),
     ],

@@ -146,6 +146,7 @@ CHECKS: dict[str, Callable[[URL], Awaitable[None]]] = {
     "min_size": check_pool,
     "max_size": check_pool,
     "max_inactive_connection_lifetime": check_pool,
+    "max_lifetime": check_pool,
     "max_queries": check_pool,
     "command_timeout": check_pool,
     "application_name": check_application_name,

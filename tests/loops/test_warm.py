@@ -38,9 +38,12 @@ def warm(database: Database) -> Callable[..., Database]:
     """Make handles on the database of this test, in process scope."""
 
     def make(
-        max_connections: int = 10, acquire: float = 30.0, idle_timeout: float | None = None
+        max_connections: int = 10,
+        acquire: float = 30.0,
+        idle_timeout: float | None = None,
+        recycle: float | None = None,
     ) -> Database:
-        limits = PoolLimits(max_connections, idle_timeout=idle_timeout)
+        limits = PoolLimits(max_connections, idle_timeout=idle_timeout, recycle=recycle)
         timeouts = Timeouts(acquire=acquire)
         return Database(database.url, pool=limits, timeouts=timeouts, scope="process")
 
@@ -298,11 +301,43 @@ async def test_a_loop_that_lives_gives_idle_connections_back_that_it_has_used_on
     assert database.stats().idle == 0
 
 
+@pytest.mark.parametrize("scope", ["process", "loop"])
+async def test_a_connection_that_has_lived_is_closed_when_its_user_gives_it_back(
+    database: Database, scope: Any
+) -> None:
+    database = Database(database.url, pool=PoolLimits(5, recycle=1e-9), scope=scope)
+    for use_it in USES:
+        before = database.stats().opened
+        await use_it(database)
+        assert database.stats().idle == 0
+        assert database.stats().opened > before
+    assert database.stats().returns_bad == 0
+
+
+@pytest.mark.parametrize("scope", ["process", "loop"])
+async def test_a_connection_that_has_lived_is_closed_while_nobody_uses_it(
+    database: Database, scope: Any
+) -> None:
+    limits = PoolLimits(5, idle_timeout=None, recycle=1.0)
+    database = Database(database.url, pool=limits, scope=scope)
+    await several_at_once(database)
+    assert database.stats().idle
+
+    async with asyncio.timeout(10):
+        while database.stats().closed < database.stats().opened:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0.01)
+    assert database.stats().idle == 0
+
+
+GIVEN_BACK = [{"idle_timeout": 0.3}, {"recycle": 1.0}]
+
+
+@pytest.mark.parametrize("limit", GIVEN_BACK, ids=["idle", "lived"])
 @pytest.mark.parametrize("forks", [0, 1, 3])
 def test_idle_connections_are_given_back_where_no_loop_runs(
-    warm: Callable[..., Database], forks: int
+    warm: Callable[..., Database], forks: int, limit: dict[str, float]
 ) -> None:
-    database = warm(5, idle_timeout=0.3)
+    database = warm(5, **limit)
     asyncio.run(several_at_once(database))
     for _ in range(forks):
         pid = os.fork()
