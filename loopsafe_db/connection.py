@@ -127,8 +127,8 @@ class Connection:
 
     is_lone = False
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool, self._driver = pool, pool.driver
+    def __init__(self, pool: ConnectionPool, timeout: float | None = None) -> None:
+        self._pool, self._driver, self._acquire_timeout = pool, pool.driver, timeout
         self._key, self._taken_at = pool.key, ""  # until it is entered
         self._depth = 0  # how often it has been entered
         self._entry: PoolEntry | None = None
@@ -501,7 +501,7 @@ class Connection:
             self._begin_anew()
         self._owner, self._key, self._taken_at = current_task(), current_key(), place
         loop = asyncio.get_running_loop()
-        entry = self._pool.acquire_nowait(loop) or await self._pool.acquire()
+        entry = self._pool.acquire_nowait(loop) or await self._pool.acquire(self._acquire_timeout)
         self._entry, self._raw = entry, entry.raw
         entry.taken_at, entry.in_doubt = place, False
         self._enter_block()

@@ -24,7 +24,7 @@ from loopsafe_db.errors import (
     NotUndoableError,
 )
 from loopsafe_db.listening import listen
-from loopsafe_db.options import PoolLimits
+from loopsafe_db.options import SECONDS, PoolLimits
 from loopsafe_db.queries import CompiledText, compile_text
 from loopsafe_db.retry import Attempts
 from loopsafe_db.sessions import SessionMaker
@@ -371,16 +371,26 @@ class Database:
         pool = self._pool()
         return connections.joined(pool) or connections.LoneConnection(pool)
 
-    def connection(self) -> Connection:
+    def connection(self, *, timeout: float | None = None) -> Connection:
         """Give a connection, to be checked out for the length of an ``async with``.
 
         What this asyncio task asks of the handle inside the block goes over it; tasks that are started there have
         connections of their own, outside of a transaction. A task has one connection at a time:
         inside of such a block, or of a transaction, this gives that block's, which may be handed to tasks that are
         started there.
+
+        Args:
+            timeout: Seconds to have one: to wait for it, and to open it where need be. None takes ``timeouts``.
+
+        Raises:
+            AcquireTimeout: None came free in time.
+            ConnectTimeout: It was not open in time.
+            InvalidSettingError: The time is not more than 0 seconds.
         """
+        if timeout is not None:
+            SECONDS.read("timeout", timeout, InvalidSettingError)
         pool = self._pool()
-        return connections.joined(pool) or connections.Connection(pool)
+        return connections.joined(pool) or connections.Connection(pool, timeout)
 
     def transaction(
         self,

@@ -27,7 +27,8 @@
     │   ├── InvalidSettingError   LDB205   a setting has a value that it cannot have
     │   └── ServerUnavailableError LDB206  no PostgreSQL to start for tests and demos
     ├── PoolError                        perhaps wait, or give it more connections
-    │   └── AcquireTimeout        LDB301   no connection came free in time (also TimeoutError, and SQLAlchemy's)
+    │   ├── AcquireTimeout        LDB301   no connection came free in time (also TimeoutError, and SQLAlchemy's)
+    │   └── TooManyRequests       LDB302   as many callers wait for a connection as may
     └── DriverError                      the server or the way to it; perhaps retry
         ├── ConnectError          LDB401   the server cannot be reached (also ConnectionError)
         ├── AuthenticationError   LDB402   the server refuses the user or the password
@@ -488,6 +489,25 @@ class AcquireTimeout(PoolError, TimeoutError, SQLAlchemyTimeoutError):
             else []
         )
         super().__init__("\n  ".join([*lines, *holders, *own]))
+
+
+class TooManyRequests(PoolError):
+    """As many callers wait for a connection as may: this one is refused at once.
+
+    Attributes:
+        waiting: How many wait.
+        size: How many connections the pool may open.
+    """
+
+    code = "LDB302"
+    hint = "answer that there is too much to do, or try again later; PoolLimits(max_waiting=...) is how many may wait"
+    retryable = True
+    waiting: int
+    size: int
+
+    def __init__(self, waiting: int, size: int) -> None:
+        self.waiting, self.size = waiting, size
+        super().__init__(f"{waiting} callers wait for one of {size} connections, and no more may")
 
 
 class DriverError(LoopsafeError):

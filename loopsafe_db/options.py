@@ -61,6 +61,7 @@ class PoolLimits:
         pre_ping: Whether a connection is tried before each use. Without it one that the server or the network
             has ended is noticed too, where the end has reached this machine.
         min_connections: How many `Database.connect` opens at least.
+        max_waiting: How many callers may wait for a connection; one more gets a `TooManyRequests`. 0 is no limit.
     """
 
     max_connections: int = 10
@@ -68,6 +69,7 @@ class PoolLimits:
     recycle: float | None = None
     pre_ping: bool = False
     min_connections: int = 0
+    max_waiting: int = 0
 
     def __post_init__(self) -> None:
         if self.max_connections < 1:
@@ -79,6 +81,8 @@ class PoolLimits:
                 f"min_connections must be from 0 to max_connections, {self.max_connections!r}, "
                 f"not {self.min_connections!r}"
             )
+        if self.max_waiting < 0:
+            raise InvalidSettingError(f"max_waiting must be 0 or more, not {self.max_waiting!r}")
         for name in ("idle_timeout", "recycle"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -41,6 +41,7 @@ class LoopsafeSettings(BaseSettings):
     statement_timeout: float | None = Field(default=None, gt=0)
     recycle: float | None = Field(default=None, gt=0)
     pre_ping: bool = False
+    max_waiting: int = Field(default=0, ge=0)
     slow_query: float | None = Field(default=None, ge=0)
     slow_acquire: float | None = Field(default=None, ge=0)
     application_name: str | None = None
@@ -90,7 +91,13 @@ def load_options(name: str) -> DatabaseOptions:
     options = make_options(
         url.get_secret_value(),
         {
-            "pool": PoolLimits(most, settings.idle_timeout, settings.recycle, settings.pre_ping),
+            "pool": PoolLimits(
+                most,
+                settings.idle_timeout,
+                settings.recycle,
+                settings.pre_ping,
+                max_waiting=settings.max_waiting,
+            ),
             "timeouts": Timeouts(
                 settings.connect_timeout, settings.acquire_timeout, settings.statement_timeout
             ),

@@ -67,6 +67,7 @@ _ONE_FOR_EVER = PoolLimits(
 _ELSEWHERE = {
     "max_connections": "pool=PoolLimits(max_connections=...) or max_size",
     "max_idle": "pool=PoolLimits(idle_timeout=...)",
+    "max_waiting": "pool=PoolLimits(max_waiting=...)",
     "max_overflow": "pool=PoolLimits(max_connections=...) or max_size, which nothing exceeds",
     "pool_pre_ping": "pool=PoolLimits(pre_ping=True)",
     "pool_recycle": "pool=PoolLimits(recycle=...)",

@@ -78,13 +78,12 @@ class _Line:
         loop_ref: The loop; who waits keeps it.
         waiters: The first first.
         served: Who was given something; it may be in `waiters`, too, if an exception struck in between.
-        timeout: Seconds that each may wait.
         period: Seconds from one look of the timer to the next.
         timer: Fires at `due` on the monotonic clock.
         sweep_at: When it looks for lost connections next.
     """
 
-    __slots__ = ("due", "loop_ref", "period", "served", "sweep_at", "timeout", "timer", "waiters")
+    __slots__ = ("due", "loop_ref", "period", "served", "sweep_at", "timer", "waiters")
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class _Line:
         timeout: float,
         served: Container[_Waiter],
     ) -> None:
-        self.loop_ref, self.timeout, self.served = weakref.ref(loop), timeout, served
+        self.loop_ref, self.served = weakref.ref(loop), served
         self.period = min(HAND_OVER_TIMEOUT, timeout / 4)
         self.waiters: deque[_Waiter] = deque()
         self.timer: asyncio.TimerHandle | None = None
@@ -102,10 +101,14 @@ class _Line:
         """Give who has waited longest, passing over who has left; under the lock."""
         while self.waiters:
             waiter = self.waiters[0]
-            if not waiter.leaving and waiter not in self.served:
+            if self.has(waiter):
                 return waiter
             self.waiters.popleft()
         return None
+
+    def has(self, waiter: _Waiter) -> bool:
+        """Tell whether one of `waiters` still waits; under the lock."""
+        return not (waiter.leaving or waiter.expired or waiter in self.served)
 
     def enter_again(self, waiter: _Waiter) -> None:
         """Put a waiter in its place, whose connection was recalled; under the lock."""
@@ -113,12 +116,13 @@ class _Line:
         self.waiters.insert(earlier, waiter)
 
     def expire(self) -> Iterator[_Waiter]:
-        """Take out who has waited for too long; under the lock."""
-        since = time.monotonic() - self.timeout
-        while (waiter := self.first()) is not None and waiter.since <= since:
-            self.waiters.popleft()
-            waiter.expired = True
-            yield waiter
+        """Pass over from now on who has waited for too long; under the lock. Each has a time of its own."""
+        now = time.monotonic()
+        for waiter in list(self.waiters):
+            if waiter.until <= now and self.has(waiter):
+                waiter.expired = True
+                yield waiter
+        self.first()
 
 
 class _Waiter:
@@ -126,16 +130,33 @@ class _Waiter:
 
     Attributes:
         ticket: Its number: who came first is served first, whatever the loop.
+        until: When its time is over, on the monotonic clock.
         woken: Set, in its own loop, when it was given something or its time is over.
         seen_at: When it was first seen not to have taken what it was given.
     """
 
-    __slots__ = ("expired", "leaving", "line", "loop", "seen_at", "since", "ticket", "woken")
+    __slots__ = (
+        "expired",
+        "leaving",
+        "line",
+        "loop",
+        "seen_at",
+        "since",
+        "ticket",
+        "until",
+        "woken",
+    )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, line: _Line, ticket: int, since: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        line: _Line,
+        ticket: int,
+        since: float,
+        timeout: float,
     ) -> None:
-        self.loop, self.line, self.ticket, self.since = loop, line, ticket, since
+        self.loop, self.line, self.ticket = loop, line, ticket
+        self.since, self.until = since, since + timeout
         self.leaving = self.expired = False
         self.seen_at = math.inf
         self.woken: asyncio.Future[None] = loop.create_future()
@@ -229,7 +250,7 @@ class Lending(Generic[E]):
     def waiting(self) -> int:
         """How many callers wait."""
         lines = list(self._lines.values())
-        return sum(not waiter.leaving for line in lines for waiter in list(line.waiters))
+        return sum(line.has(waiter) for line in lines for waiter in list(line.waiters))
 
     def take_here(self, loop: asyncio.AbstractEventLoop) -> E | None:
         """Give the connection used last, if it was used in `loop`: the common case, without the lock."""
@@ -263,7 +284,7 @@ class Lending(Generic[E]):
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         line = self._line(loop, timeout, now)
-        waiter = _Waiter(loop, line, next(self._tickets), now)
+        waiter = _Waiter(loop, line, next(self._tickets), now, timeout)
         try:
             line.waiters.append(waiter)
             # Who puts back looks at the queue afterwards, as this looks at what is there: one sees the other.

@@ -35,7 +35,13 @@ from loopsafe_db.engines.observed import ObservedDriver, observe_engine
 from loopsafe_db.engines.observing import Observer, no_listeners
 from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
-from loopsafe_db.errors import AcquireTimeout, ForeignLoopError, InvalidSettingError
+from loopsafe_db.errors import (
+    AcquireTimeout,
+    ConnectTimeout,
+    ForeignLoopError,
+    InvalidSettingError,
+    TooManyRequests,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -270,19 +276,23 @@ class ConnectionPool:
             raise ForeignLoopError(repr(self.engine), self.key, current_key())
         return asyncio.get_running_loop()
 
-    async def take_later(self) -> PoolEntry:
+    async def take_later(self, timeout: float | None = None) -> PoolEntry:
         """Wait for what `take_now` gives.
 
         Raises:
-            AcquireTimeout: Nothing came free in ``timeouts.acquire`` seconds.
+            AcquireTimeout: Nothing came free in so many seconds, or ``timeouts.acquire``.
+            TooManyRequests: As many wait as may.
         """
-        began, counts = time.monotonic(), self.counts
-        counts.requests_queued += 1
-        counts.queue_peak = max(counts.queue_peak, self.lending.waiting + 1)
+        began, counts, waiting = time.monotonic(), self.counts, self.lending.waiting
+        seconds = self.options.timeouts.acquire if timeout is None else timeout
         try:
-            entry = self._entry(await self.lending.wait(self.options.timeouts.acquire))
+            if waiting >= (self.options.pool.max_waiting or math.inf):
+                raise TooManyRequests(waiting, self.lending.limit)
+            counts.requests_queued += 1
+            counts.queue_peak = max(counts.queue_peak, waiting + 1)
+            entry = self._entry(await self.lending.wait(seconds))
             if entry is None:
-                raise self._exhausted()
+                raise self._exhausted(seconds)
         except BaseException as error:
             counts.requests_errors += 1
             if self.observer is not None:
@@ -293,13 +303,11 @@ class ConnectionPool:
         entry.note_wait(waited=time.monotonic() - began)
         return entry
 
-    def _exhausted(self) -> AcquireTimeout:
+    def _exhausted(self, seconds: float) -> AcquireTimeout:
         held, task = list(self.lending.held), asyncio.current_task()
         is_own = task is not None and any(entry.task is task for entry in held)
         holders = [str(entry.holder) for entry in held]
-        return AcquireTimeout(
-            self.options.timeouts.acquire, self.lending.limit, holders, is_own=is_own
-        )
+        return AcquireTimeout(seconds, self.lending.limit, holders, is_own=is_own)
 
     def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
         """Lend what the running loop `loop` used last, if it works; None: `acquire` will do better."""
@@ -314,18 +322,24 @@ class ConnectionPool:
         self.give_back(entry)
         return None
 
-    async def acquire(self) -> PoolEntry:
+    async def acquire(self, timeout: float | None = None) -> PoolEntry:
         """Lend a connection that is open and works.
 
+        Args:
+            timeout: Seconds for all of it; None is ``timeouts.acquire`` to wait, and ``timeouts.connect`` to open one.
+
         Raises:
-            AcquireTimeout: None came free in ``timeouts.acquire`` seconds.
+            AcquireTimeout: None came free in time.
+            TooManyRequests: As many wait as may.
             ConnectError: A new one could not be opened.
         """
-        entry = self.take_now() or await self.take_later()
+        began = time.monotonic()
+        entry = self.take_now() or await self.take_later(timeout)
+        left = None if timeout is None else timeout - (time.monotonic() - began)
         began = time.monotonic()
         try:
             if self._looks_first or not entry.lend(asyncio.get_running_loop()):
-                await greenlet_spawn(entry.get_connection)
+                await self._make_ready(entry, left)
         except BaseException as error:
             if self.observer is not None:
                 self.observer.missed(time.monotonic() - began, error)
@@ -334,6 +348,22 @@ class ConnectionPool:
         entry.note_who_waited()
         entry.in_doubt = True
         return entry
+
+    async def _make_ready(self, entry: PoolEntry, seconds: float | None) -> None:
+        """Open a connection, or try it, in so many seconds.
+
+        Raises:
+            ConnectTimeout: It takes longer.
+        """
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                await greenlet_spawn(entry.get_connection)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            target, what = describe_target(self.options.url), "the caller had no more time"
+            raise ConnectTimeout(target, what) from error
 
     async def initialise(self, raw: Any) -> None:
         """Have ``init`` do what each new session needs."""

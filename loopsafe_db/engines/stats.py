@@ -39,7 +39,7 @@ class PoolStats:
         waiting: Callers that wait for a connection, now.
         requests_queued: Acquisitions that had to wait in the queue.
         requests_wait_ms: Milliseconds that those have waited, all together.
-        requests_errors: Acquisitions that ended without a connection: in vain, cancelled, or none could be opened.
+        requests_errors: Acquisitions that got no connection: in vain, cancelled, refused, or none could be opened.
         queue_peak: The most callers that have waited at once.
         connections_num: Attempts to open a connection.
         connections_ms: Milliseconds that those took that succeeded, with the questions of a new one.

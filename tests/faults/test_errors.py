@@ -44,6 +44,7 @@ SAMPLES: dict[str, object] = {
     "package": "p",
     "extra": "e",
     "waited": 1.0,
+    "waiting": 3,
     "size": 2,
     "holder": "a task",
     "holders": ("x",),

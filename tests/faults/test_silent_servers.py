@@ -186,3 +186,17 @@ async def test_a_server_that_is_silent_after_the_login_is_noticed(
 
     await ends_in_error(way, database, ConnectTimeout)
     await works_again(wire, database)
+
+
+async def test_a_caller_that_has_less_time_than_connecting_may_take_gets_it(
+    wire: Wire, driver: str
+) -> None:
+    database = handle(wire, driver)
+    wire.hush = lambda _: True
+
+    async def acquire(database: Database) -> None:
+        async with database.connection(timeout=0.3):
+            pass
+
+    await ends_in_error(acquire, database, ConnectTimeout)
+    await works_again(wire, database)

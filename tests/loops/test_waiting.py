@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import threading
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ import pytest
 import uvloop
 
 from loopsafe_db import Database, PoolLimits, Timeouts
-from loopsafe_db.errors import AcquireTimeout
+from loopsafe_db.errors import AcquireTimeout, InvalidSettingError, TooManyRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -41,6 +42,11 @@ async def waiting(database: Database, count: int) -> None:
 async def use(database: Database) -> None:
     async with database.connection():
         await asyncio.sleep(0)
+
+
+def beside(coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    """Start what uses a connection of its own."""
+    return asyncio.create_task(coroutine, context=contextvars.Context())
 
 
 def in_thread(work: Coroutine[object, object, None]) -> threading.Thread:
@@ -215,3 +221,52 @@ def test_within_one_loop_a_connection_changes_hands_without_waking_the_loop(
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         runner.run(main())
         assert calls == []
+
+
+async def test_each_caller_may_have_a_time_of_its_own(pool_of: Callable[..., Database]) -> None:
+    database = pool_of(1, acquire=0.05)
+
+    async def wait(timeout: float | None) -> None:
+        async with database.connection(timeout=timeout):
+            pass
+
+    async with database.connection() as held:
+        longest = beside(wait(PATIENCE))
+        await waiting(database, 1)
+        for shorter in (0.01, None, 0.1):
+            with pytest.raises(AcquireTimeout) as caught:
+                await beside(wait(shorter))
+            assert caught.value.waited == (shorter or 0.05)
+        async with database.connection(timeout=0.01) as joined:  # there is nothing to wait for
+            assert joined is held
+    await longest
+    assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), "soon"])
+def test_a_time_that_cannot_be_is_refused(pool_of: Callable[..., Database], wrong: float) -> None:
+    with pytest.raises(InvalidSettingError, match="timeout must be more than 0 seconds"):
+        pool_of(1).connection(timeout=wrong)
+
+
+async def test_no_more_wait_than_may(database: Database) -> None:
+    database = Database(database.url, pool=PoolLimits(1, max_waiting=2), scope="process")
+
+    async def by_engine() -> None:
+        async with database.engine.connect():
+            pass
+
+    async with database.connection():
+        two = [beside(use(database)) for _ in range(2)]
+        await waiting(database, 2)
+        for one_more in (use, lambda _: by_engine()):
+            with pytest.raises(TooManyRequests, match="2 callers wait for one of 1 connections"):
+                await beside(one_more(database))
+        two[0].cancel()  # and leaves room for another
+        await waiting(database, 1)
+        two.append(beside(use(database)))
+        await waiting(database, 2)
+    await asyncio.gather(*two[1:])
+    stats = database.stats()
+    assert (stats.requests_errors, stats.requests_queued) == (3, 3)
+    assert (stats.in_use, stats.waiting, stats.queue_peak) == (0, 0, 2)
