@@ -6,13 +6,13 @@ import asyncio
 import os
 import sqlite3
 import time
+import weakref
 from contextlib import suppress
 from datetime import date, datetime
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote, urlencode
-from weakref import WeakSet
 
 import aiosqlite
 from sqlalchemy.dialects import registry
@@ -41,6 +41,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     ForkedFileError,
     InvalidURLError,
+    LockTimeout,
     MigrationError,
     NotUndoableError,
     StatementTimeout,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.errors import DriverError
     from loopsafe_db.options import DatabaseOptions
 
 _PRAGMAS = {
@@ -74,13 +76,15 @@ _SESSION_PRAGMAS = (
     *("reverse_unordered_selects", "secure_delete", "synchronous", "temp_store", "threads"),
     *("trusted_schema", "wal_autocheckpoint"),
 )
+_WRITES = "BEGIN IMMEDIATE"
 _SLICE = 0.1  # seconds that SQLite itself waits for a lock; nothing can interrupt it meanwhile
+_OWN_LOCK = "database is locked by a transaction of this very task, on another connection"
 _ROLLED_BACK = "SQLite has rolled the transaction back by itself"
 _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, where that matters
 
 
 _FileId = tuple[int, int]  # device and inode
-_open: WeakSet[_SqliteConnection] = WeakSet()  # those of parent processes, too
+_open: weakref.WeakSet[_SqliteConnection] = weakref.WeakSet()  # those of parent processes, too
 
 
 class FileError(ConnectError):
@@ -88,6 +92,20 @@ class FileError(ConnectError):
 
     hint = "check the path, and who may read and write there"
     retryable = False
+
+
+class OwnLock(LockTimeout):
+    """A task waits for a lock that it has itself, by a transaction on another connection."""
+
+    hint = (
+        "end that transaction first, or go on in it; one that only reads can say so: readonly=True, or of a session's "
+        "engine isolation_level='DEFERRED'"
+    )
+    retryable = False
+
+
+def _meaning(error: BaseException) -> type[DriverError] | None:
+    return OwnLock if error.args == (_OWN_LOCK,) else by_sqlite_code(error)
 
 
 class _Answer:
@@ -166,10 +184,11 @@ class _SqliteConnection(sqlite3.Connection):
     has_begun = False  # whether a transaction was begun, and not ended
     file: _FileId | None = None
     pid: int  # of the process that opened it
+    writer: Callable[[], asyncio.Task[Any] | None] | None = None  # who has the lock to write by it
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
         self.pid = os.getpid()
         _open.add(self)
 
@@ -254,6 +273,9 @@ class GuardedConnection(aiosqlite.Connection):
                 # Nothing was done. What read before others wrote can wait for ever (SQLITE_BUSY_SNAPSHOT).
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                     raise
+                if self._waits_for_itself():
+                    error.args = (_OWN_LOCK,)
+                    raise
             except asyncio.CancelledError:
                 # In a forked child it is the parent's statement, and goes on.
                 if self.guarded_owner.is_here and self._connection is not None:
@@ -263,6 +285,26 @@ class GuardedConnection(aiosqlite.Connection):
             except BaseException:
                 call.given_up = True  # nobody waits for it
                 raise
+
+    def _waits_for_itself(self) -> bool:
+        """Tell whether the running task has locked the file by another connection: it cannot end that meanwhile."""
+        task, mine = asyncio.current_task(), self.sqlite
+        return any(
+            one.writer is not None
+            and one.writer() is task
+            and one is not mine
+            and (one.file, one.pid) == (mine.file, mine.pid)
+            and one.has_begun
+            and one.in_transaction
+            for one in list(_open)
+        )
+
+    async def begin_transaction(self, sql: str) -> None:
+        """Begin one; what may write has the lock for it from then on."""
+        await _run(self, sql)
+        task = asyncio.current_task() if sql == _WRITES else None
+        self.sqlite.writer = None if task is None else weakref.ref(task)
+        self.sqlite.has_begun = True
 
     def executescript(self, *args: Any, **kwargs: Any) -> Any:
         """Run a script. sqlite3 commits first, so under `force_rollback` it is refused."""
@@ -341,8 +383,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
         if raw.engine_begin and not raw.in_transaction:
             if migrates:
                 await_only(raw.suspend_keys())
-            await_only(_run(raw, raw.engine_begin))
-            raw.sqlite.has_begun = True
+            await_only(raw.begin_transaction(raw.engine_begin))
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit what SQLite has not rolled back; a migration only if each foreign key still refers to something."""
@@ -471,8 +512,7 @@ class SqliteTransaction:
         if self._options.readonly:
             await _run(self._raw, "PRAGMA query_only = ON")
         reads = self._options.readonly or self._options.deferred
-        await _run(self._raw, "BEGIN" if reads else self._raw.begin)
-        self._raw.sqlite.has_begun = True
+        await self._raw.begin_transaction("BEGIN" if reads else self._raw.begin)
 
     async def commit(self) -> None:
         if not self._raw.in_transaction:
@@ -523,7 +563,7 @@ class AiosqliteDriver:
         reset_on_return=False,
         settles=True,
         closes_before_fork=True,
-        failure=by_sqlite_code,
+        failure=_meaning,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -553,7 +593,7 @@ class AiosqliteDriver:
             "keywords": keywords,
             "pragmas": pragmas,
             "pinned": options.force_rollback,
-            "begin": "BEGIN" if reads_only else "BEGIN IMMEDIATE",
+            "begin": "BEGIN" if reads_only else _WRITES,
         }
 
     async def connect(self, options: ConnectOptions) -> GuardedConnection:

@@ -21,7 +21,13 @@ import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
-from loopsafe_db.errors import ConnectError, InvalidURLError, StatementTimeout, TransactionError
+from loopsafe_db.errors import (
+    ConnectError,
+    InvalidURLError,
+    LockTimeout,
+    StatementTimeout,
+    TransactionError,
+)
 from loopsafe_db.testing import call_in_child
 from tests.conftest import SCOPE
 
@@ -117,6 +123,73 @@ async def test_a_writer_that_waits_too_long_is_told_so(url: str) -> None:
     async with database.transaction():
         with pytest.raises(sqlite3.OperationalError, match="database is locked"):
             await asyncio.create_task(write(), context=Context())
+
+
+async def session(database: Database, query: str) -> None:
+    async with database.session() as session:
+        await session.execute(sa.text(query))
+        await session.commit()
+
+
+async def engine(database: Database, query: str) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(sa.text(query))
+
+
+async def transaction(database: Database, query: str) -> None:
+    async with database.transaction():
+        await database.execute(query)
+
+
+async def statement(database: Database, query: str) -> None:
+    await database.execute(query)
+
+
+INSERT = "INSERT INTO things VALUES (1)"
+
+
+@pytest.mark.parametrize("way", [session, engine, transaction, statement])
+@pytest.mark.parametrize("first", ["SELECT * FROM things", INSERT])
+async def test_who_waits_for_a_lock_of_the_same_task_is_told_so(
+    url: str, way: Callable[[Database, str], Any], first: str
+) -> None:
+    database = Database(f"{url}?timeout=2", scope=SCOPE)
+    await database.execute("CREATE TABLE things (id INTEGER)")
+    async with database.session() as outer:
+        await outer.execute(sa.text(first))
+        with pytest.raises(LockTimeout, match="a transaction of this very task") as caught:
+            await way(database, INSERT)
+        assert isinstance(pickle.loads(pickle.dumps(caught.value)), LockTimeout)
+        assert not caught.value.retryable
+    await way(database, INSERT)
+    async with database.session(bind=only_reading(database)) as outer:
+        await outer.execute(sa.text("SELECT * FROM things"))
+        await way(database, INSERT)
+    assert await database.fetch_val("SELECT count(*) FROM things") == 2
+
+
+def only_reading(database: Database) -> Any:
+    return database.engine.execution_options(isolation_level="DEFERRED")
+
+
+async def test_a_task_that_reads_waits_for_the_lock_of_another(url: str) -> None:
+    database = Database(url, scope=SCOPE)
+    await database.execute("CREATE TABLE things (id INTEGER)")
+    locked = asyncio.Event()
+
+    async def lock() -> None:
+        async with database.transaction():
+            await database.execute(INSERT)
+            locked.set()
+            await asyncio.sleep(0.3)  # if that is too short, nobody has to wait
+
+    async with database.session(bind=only_reading(database)) as reader:
+        await reader.execute(sa.text("SELECT * FROM things"))
+        other = asyncio.create_task(lock(), context=Context())
+        await locked.wait()
+        await session(database, INSERT)
+    await other
+    assert await database.fetch_val("SELECT count(*) FROM things") == 2
 
 
 async def test_a_writer_that_waits_can_be_cancelled(url: str) -> None:
