@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database
+from tests.integrations.redis_server import redis_server
+from tests.integrations.test_neighbours import ask, served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,39 +58,125 @@ def in_child():
     heard.clear()
     work("child")
     assert heard == [os.getpid()], heard
+
+
+async def report(token):
+    found = await ask(token)
+    return {"token": found, "pid": os.getpid(), "heard": heard}
+
+
+def note_parent(name):
+    # Who asks, and on which connection.
+    async def backend():
+        async with SessionLocal() as session:
+            return (await session.execute(sa.text("SELECT pg_backend_pid()"))).scalar_one()
+
+    with open(name, "w") as file:
+        file.write(f"{os.getpid()} {asyncio.run(backend())}")
+    heard.clear()
 """
+# In each, the parent has queried before its children are forked, and does so again after them.
 CELERY = """
-import asyncio, os
+import asyncio, multiprocessing
 from celery import Celery
+from celery.signals import worker_init, worker_shutdown
 import module
 
 app = Celery("jobs", broker="filesystem://", backend="file://results")
 app.conf.broker_transport_options = {
     name: "queue" for name in ("data_folder_in", "data_folder_out", "control_folder")
 }
-module.work("parent")  # has queried, before the pool of children is forked
-module.heard.clear()
+worker_init.connect(lambda **_: module.note_parent("before"), weak=False)
+worker_shutdown.connect(lambda **_: module.note_parent("after"), weak=False)
 
 
 @app.task
 def echo(token):
-    found = asyncio.run(module.ask(token))
-    return [found, os.getpid(), module.heard]
+    return asyncio.run(module.report(token))
 """
 RUN_CELERY = """
-import subprocess, sys
+import json, subprocess, sys
 from jobs import echo
 
 options = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"]
-worker = subprocess.Popen([sys.executable, "-m", "celery", "-A", "jobs", "worker", "-c", "2", *options])
+command = [sys.executable, "-m", "celery", "-A", "jobs", "worker", "-c", "2", *options]
+worker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 results = [echo.delay(f"token-{n}") for n in range(40)]
-for number, result in enumerate(results):
-    found, process, heard = result.get(timeout=60)
-    assert found == f"token-{number}"
-    assert heard == [process], heard
+print(json.dumps([result.get(timeout=60) for result in results]))
 worker.terminate()
 assert worker.wait(60) == 0
-print("done")
+"""
+RQ = """
+import asyncio
+import module
+
+def echo(token):
+    return asyncio.run(module.report(token))
+"""
+RUN_RQ = """
+import json, sys
+import redis, rq
+import jobs, module
+
+module.note_parent("before")
+connection = redis.Redis.from_url(sys.argv[1])
+queue = rq.Queue(connection=connection)
+sent = [queue.enqueue(jobs.echo, f"token-{n}") for n in range(20)]
+rq.Worker([queue], connection=connection).work(burst=True, logging_level="WARNING")  # one fork for each
+print(json.dumps([job.return_value(refresh=True) for job in sent]))
+module.note_parent("after")
+"""
+CONDUCTOR = """
+import asyncio, os, signal, threading
+from conductor.client.automator.task_handler import TaskHandler
+from conductor.client.configuration.configuration import Configuration
+from conductor.client.worker.worker_task import worker_task
+import module
+
+
+@worker_task("sync", thread_count=4, poll_interval_millis=20)
+def in_a_thread(token: str) -> dict:
+    return asyncio.run(module.report(token))
+
+
+@worker_task("async", thread_count=4, poll_interval_millis=20)
+async def in_a_loop(token: str) -> dict:
+    return await module.report(token)
+
+
+if __name__ == "__main__":
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    module.note_parent("before")
+    configuration = Configuration(server_api_url=os.environ["CONDUCTOR"])
+    with TaskHandler(configuration=configuration, scan_for_annotated_workers=True) as handler:
+        handler.start_processes()
+        stop.wait()
+    module.note_parent("after")
+"""
+APP = """
+import json
+import module
+
+module.note_parent("before")
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    told = json.dumps(await module.report(scope["path"].strip("/"))).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": told})
+"""
+GUNICORN = """
+import module
+
+worker_class, workers, preload_app = "uvicorn.workers.UvicornWorker", 2, True
+on_exit = lambda server: module.note_parent("after")
 """
 
 
@@ -174,6 +266,28 @@ def test_eight_threads_share_two_connections(module: ModuleType, postgres_url: s
     assert sessions(postgres_url) == 0
 
 
+def run(folder: Path, *command: str) -> list[dict[str, Any]]:
+    """Run a program, which prints what its children have told."""
+    ran = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=110
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+    told: list[dict[str, Any]] = json.loads(ran.stdout)
+    return told
+
+
+def check(folder: Path, told: list[dict[str, Any]], postgres_url: str) -> None:
+    """Each child had its own token and heard of its connections; the parent kept its own, and nobody left one."""
+    parent = (folder / "before").read_text()
+    assert (folder / "after").read_text() == parent
+    assert [each["token"] for each in told] == [f"token-{n}" for n in range(len(told))]
+    assert int(parent.split()[0]) not in {each["pid"] for each in told}
+    for each in told:
+        assert each["heard"] in ([each["pid"]], [each["pid"]] * 2)  # pool_size is 2
+    assert sessions(postgres_url) == 0
+
+
 @pytest.mark.slow
 def test_children_of_celery_use_what_their_parent_has_queried_with(
     folder: Path, postgres_url: str
@@ -182,7 +296,61 @@ def test_children_of_celery_use_what_their_parent_has_queried_with(
     (folder / "jobs.py").write_text(CELERY)
     for name in ("queue", "results"):
         (folder / name).mkdir()
-    command = [sys.executable, "-c", RUN_CELERY]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
-    assert (ran.stdout.split()[-1:], ran.returncode) == (["done"], 0), ran.stderr
-    assert sessions(postgres_url) == 0
+    check(folder, run(folder, "-c", RUN_CELERY), postgres_url)
+
+
+@pytest.mark.slow
+def test_work_horses_of_rq_use_what_their_parent_has_queried_with(
+    folder: Path, postgres_url: str
+) -> None:
+    pytest.importorskip("rq")
+    (folder / "jobs.py").write_text(RQ)
+    with redis_server() as url:
+        told = run(folder, "-c", RUN_RQ, url)
+    assert len({each["pid"] for each in told}) == len(told)
+    check(folder, told, postgres_url)
+
+
+@pytest.mark.slow
+def test_uvicorns_workers_use_what_gunicorn_has_preloaded(folder: Path, postgres_url: str) -> None:
+    pytest.importorskip("gunicorn")
+    pytest.importorskip("uvicorn")
+    (folder / "app.py").write_text(APP)
+    (folder / "conf.py").write_text(GUNICORN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "gunicorn", "-c", "conf.py", "--bind", f"127.0.0.1:{port}", "app:app"]
+    with (
+        served([sys.executable, *words], port, folder, dict(os.environ)) as url,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        tokens = [f"token-{n}" for n in range(40)]
+        told = list(threads.map(lambda token: ask(f"{url}{token}", folder), tokens))
+    assert "Traceback" not in (folder / "log").read_text()
+    check(folder, told, postgres_url)
+
+
+@pytest.mark.slow
+def test_workers_of_conductor_use_what_their_parent_has_queried_with(
+    folder: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("conductor")
+    from reflector_workers.conductor import StandInServer
+    from tests.workers.conductor.rest import Server, by_reference, simple
+
+    (folder / "fleet.py").write_text(CONDUCTOR)
+    steps = [simple(("sync", "async")[n % 2], f"step{n}", token=f"token-{n}") for n in range(20)]
+    with StandInServer() as stand_in, httpx.Client(timeout=30, trust_env=False) as http:
+        conductor = Server(stand_in.url, http)
+        for name in ("sync", "async"):
+            conductor.register(name)
+        conductor.define("all", steps)
+        monkeypatch.setenv("CONDUCTOR", conductor.url)
+        with served([sys.executable, "fleet.py"], 0, folder, dict(os.environ)):
+            workflow = conductor.ended(conductor.start("all"))
+    log = (folder / "log").read_text()
+    assert workflow["status"] == "COMPLETED", log
+    assert "Traceback" not in log
+    outputs = by_reference(workflow)
+    check(folder, [outputs[f"step{n}"]["outputData"] for n in range(20)], postgres_url)

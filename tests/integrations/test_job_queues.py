@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT, fences, run_script
 from tests.integrations.pages import code_of
+from tests.integrations.redis_server import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,19 +81,9 @@ worker.stop()
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    """A Redis of their own, on a socket in a folder: ended with the tests."""
-    program = shutil.which("redis-server")
-    if program is None:
-        if os.environ.get("LOOPSAFE_REQUIRE_SERVERS"):
-            pytest.fail("no redis-server here: apt-get install redis-server")
-        pytest.skip("no redis-server here: apt-get install redis-server")
-    with tempfile.TemporaryDirectory(prefix="ldb-redis-") as folder:
-        command = [program, "--port", "0", "--unixsocket", f"{folder}/redis", "--save", ""]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            assert any("eady to accept connections" in line for line in server.stdout)
-            yield f"unix://{folder}/redis"
-            server.terminate()
+    """A Redis of their own."""
+    with redis_server() as url:
+        yield url
 
 
 class Program:
