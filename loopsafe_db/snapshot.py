@@ -33,9 +33,14 @@ class ProcessSnapshot:
     left_open: int
 
 
+def live_pools() -> list[ConnectionPool]:
+    """Give the pools of this process."""
+    return [pool for pool in shared_values() if isinstance(pool, ConnectionPool)]
+
+
 def snapshot() -> ProcessSnapshot:
     """Say what this process has open now, and what it has done."""
-    live = [pool.stats() for pool in shared_values() if isinstance(pool, ConnectionPool)]
+    live = [pool.stats() for pool in live_pools()]
     total = PoolStats()
     for stats in [past, *live]:
         total.add(stats)

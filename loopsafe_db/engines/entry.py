@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _SHORTEST_LIFE = (
     0.9  # of `PoolLimits.recycle`: connections opened together are not replaced together
 )
+NOT_USED = -1.0  # `PoolEntry.since`, of one that could not be lent
 
 
 class Proxy(_ConnectionFairy):
@@ -55,13 +56,14 @@ class PoolEntry(_ConnectionRecord):
         fresh_until: When it has been idle or open for too long, on the monotonic clock.
         task_ref: The asyncio task that has it, if one has. Weakly: it keeps its loop.
         thread: The thread that its loop ran in then.
-        since: When that got it, on the same clock.
+        since: When that got it, on the same clock; or `NOT_USED`.
         rested: When its last user gave it back.
         taken_at: File and line where it was taken, if it is held for longer than one call.
         is_stuck: Whether that was not woken up for long, and never will be.
         waited: Seconds in the queue, of the one who got it at `waited_since`.
         connecting: Seconds that it took to open it, for that one.
-        waited_since: As `since`; 0 if nobody is to ask for these two any more, and -1 until it is known.
+        waited_since: As `since`; -1 until it is known.
+        waits_told: Whether a statement of that one has told of these two.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
@@ -82,6 +84,7 @@ class PoolEntry(_ConnectionRecord):
     waited: float = 0.0
     connecting: float = 0.0
     waited_since: float = 0.0
+    waits_told: bool = False
     is_stuck: bool = False
     in_doubt: bool = False
     is_lost: bool = False
@@ -202,7 +205,7 @@ class PoolEntry(_ConnectionRecord):
         if self.waited_since >= 0:
             self.waited = self.connecting = 0.0
         self.waited, self.connecting = self.waited + waited, self.connecting + connecting
-        self.waited_since = -1.0
+        self.waited_since, self.waits_told = -1.0, False
 
     def note_who_waited(self) -> None:
         """Note that it was the one who has it now."""
@@ -211,10 +214,13 @@ class PoolEntry(_ConnectionRecord):
 
     def take_waits(self) -> tuple[float, float]:
         """Give what the one who has it has waited in the queue, and for it to be opened; once."""
-        if self.waited_since != self.since:
-            return 0.0, 0.0
-        self.waited_since = 0.0
-        return self.waited, self.connecting
+        told, self.waits_told = self.waits_told, True
+        return (0.0, 0.0) if told else self.waits
+
+    @property
+    def waits(self) -> tuple[float, float]:
+        """What the one who has it has waited in the queue, and for it to be opened."""
+        return (self.waited, self.connecting) if self.waited_since == self.since else (0.0, 0.0)
 
     def note_commit(self) -> None:
         """Note that SQLAlchemy is about to commit; where the connection is closed already, nothing is sent."""
@@ -307,6 +313,8 @@ class PoolEntry(_ConnectionRecord):
         if (recycle := self.lender.options.pool.recycle) is not None:
             left = self.starttime + recycle * self._share - time.time()
             self.fresh_until = min(self.fresh_until, now + left)
+        if (tell := self.lender.tell_use) is not None:
+            tell(self)
 
     def leave(self) -> None:
         """Let any loop have it."""

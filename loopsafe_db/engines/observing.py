@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from loopsafe_db._runtime.keys import LoopKey
+    from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.url import DatabaseURL
 
@@ -88,6 +89,23 @@ class Statement:
         return describe_target(self.url)
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A connection that has come back; what `Listener.used` is called with.
+
+    Attributes:
+        database: As `Statement.database`.
+        wait: Seconds that its user has waited in the pool's queue.
+        connect: Seconds to open it, if it was new.
+        seconds: For how long it was in use, from then on.
+    """
+
+    database: str
+    wait: float
+    connect: float
+    seconds: float
+
+
 Callback = Callable[[Statement], object]
 Around = Callable[[str], AbstractContextManager[object]]
 
@@ -100,11 +118,13 @@ class Listener:
         callback: Called with each statement that is over.
         around: Gives what is entered while a statement is on its way; None is nothing.
         parameters: Whether it is told their values.
+        used: Called with each `Use` that is over; None is nothing.
     """
 
     callback: Any
     around: Around | None
     parameters: bool
+    used: Callable[[Use], object] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be called.
@@ -239,6 +259,20 @@ class Observer:
                 listener.callback(shown)
             except Exception as error:  # noqa: BLE001 (the statement is not to fail with it)
                 self._note(listener, error)
+
+    def used(self, entry: PoolEntry) -> None:
+        """Tell of a connection that has come back."""
+        if entry.raw is None or entry.since < 0:
+            return  # it could not be opened, or lent
+        wait, connect = entry.waits
+        seconds = max(entry.rested - entry.since - connect, 0.0)
+        use = Use(describe_target(self.url), wait, connect, seconds)
+        for listener in self.listeners:
+            if listener.used is not None:
+                try:
+                    listener.used(use)
+                except Exception as error:  # noqa: BLE001 (the connection is to come back)
+                    self._note(listener, error)
 
     @property
     def url(self) -> DatabaseURL:

@@ -26,7 +26,7 @@ from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import describe_target
-from loopsafe_db.engines.entry import PoolEntry, Proxy, user_side
+from loopsafe_db.engines.entry import NOT_USED, PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
@@ -182,6 +182,7 @@ class ConnectionPool:
         statements: What was sent, where that is recorded.
         untouched: What is undone of a connection of which nobody knows that it was touched.
         user_driver: The driver as what users ask goes to it: it tells the observer.
+        tell_use: Called with each entry that comes back; None where nobody listens.
         direct: Whether a text may go to the driver without a `Connection`.
         counts: What it has done; `stats` adds what is.
         engine: SQLAlchemy's engine, on these connections and those of other processes.
@@ -204,6 +205,7 @@ class ConnectionPool:
     pinned: Any
     statements: list[str] | None
     user_driver: Driver
+    tell_use: Callable[[PoolEntry], None] | None
     direct: bool
 
     def __init__(
@@ -214,7 +216,7 @@ class ConnectionPool:
         self.clauses = self.queue.clauses
         self.driver = self.user_driver = driver
         self.options, self.scope = options, scope
-        self._observer = Observer(self, (), no_listeners)
+        self._observer, self.tell_use = Observer(self, (), no_listeners), None
         leave_out(driver.traits.name)
         self.patience = options.pool.idle_timeout or math.inf
         self.lending: Lending[PoolEntry] = Lending(
@@ -319,6 +321,7 @@ class ConnectionPool:
         if entry.lend(loop):
             entry.in_doubt = True
             return entry
+        entry.since = NOT_USED
         self.give_back(entry)
         return None
 
@@ -417,6 +420,8 @@ class ConnectionPool:
 
     def look_for_listeners(self) -> None:
         """Tell who listens now; where nobody does, the driver is called as it is. Any thread may ask."""
+        wanted = any(listener.used for listener in self._observer.listeners)
+        self.tell_use = self._observer.used if wanted else None
         if self.observer is None:
             self.user_driver = self.driver
             return

@@ -14,24 +14,26 @@ extra ``otel``.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled, suppress_instrumentation
 from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 
-from loopsafe_db.engines.observing import on_statement
+from loopsafe_db.drivers.url import describe_target
+from loopsafe_db.engines.observing import Listener, everywhere
 from loopsafe_db.errors import AcquireTimeout
-from loopsafe_db.snapshot import snapshot
+from loopsafe_db.snapshot import live_pools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
-    from loopsafe_db.engines.observing import Statement
-    from loopsafe_db.engines.stats import PoolStats
+    from loopsafe_db.engines.observing import Statement, Use
+    from loopsafe_db.engines.pool import ConnectionPool
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.33.0"
 _NAME = "loopsafe_db"
@@ -56,7 +58,7 @@ def instrument(
         parameters: Whether the spans have the values of the parameters: they may be secret.
 
     Returns:
-        What ends the spans, and the metrics of statements.
+        What ends the spans, and the metrics of statements and of the time that connections were in use.
     """
     meter = get_meter(_NAME, meter_provider=meter_provider, schema_url=_SCHEMA)
     _watch_pools(meter)
@@ -65,8 +67,8 @@ def instrument(
         meter,
         parameters=parameters,
     )
-    return on_statement(
-        telling.tell, around=lambda _: suppress_instrumentation(), parameters=parameters
+    return everywhere.add(
+        Listener(telling.tell, lambda _: suppress_instrumentation(), parameters, telling.tell_use)
     )
 
 
@@ -76,7 +78,10 @@ class _Telling:
     def __init__(self, tracer: Tracer, meter: Meter, *, parameters: bool) -> None:
         self._tracer, self._parameters = tracer, parameters
         self._duration = _seconds(meter, "db.client.operation.duration", "of database operations")
-        self._wait = _seconds(meter, "db.client.connection.wait_time", "waited in a pool's queue")
+        self._wait = _seconds(
+            meter, "db.client.connection.wait_time", "to get a connection of a pool"
+        )
+        self._use = _seconds(meter, "db.client.connection.use_time", "that a connection was in use")
         self._create = _seconds(meter, "db.client.connection.create_time", "to open a connection")
         self._timeouts = meter.create_counter(
             "db.client.connection.timeouts",
@@ -92,14 +97,17 @@ class _Telling:
         self._measure(statement, target)
         self._make_span(statement, target)
 
+    def tell_use(self, use: Use) -> None:
+        """Tell of a connection that has come back."""
+        pool = {_POOL: use.database}
+        self._wait.record(use.wait + use.connect, pool)
+        self._use.record(use.seconds, pool)
+        if use.connect:
+            self._create.record(use.connect, pool)
+
     def _measure(self, statement: Statement, target: dict[str, Any]) -> None:
-        pool = {_POOL: statement.database}
-        if statement.wait:
-            self._wait.record(statement.wait, pool)
-        if statement.connect:
-            self._create.record(statement.connect, pool)
         if isinstance(statement.error, AcquireTimeout):
-            self._timeouts.add(1, pool)
+            self._timeouts.add(1, {_POOL: statement.database})
         if statement.kind != "acquire":
             seconds = statement.query + statement.fetch
             self._duration.record(seconds, {**target, **_summary(statement), **_error(statement)})
@@ -174,30 +182,50 @@ def _seconds(meter: Meter, name: str, what: str) -> Any:
 
 def _watch_pools(meter: Meter) -> None:
     """Have the pools asked what they have, each time that somebody reads the metrics."""
-
-    def counted(_: CallbackOptions) -> Iterable[Observation]:
-        for pool in snapshot().pools:
-            yield Observation(pool.idle, {_POOL: pool.name, _STATE: "idle"})
-            yield Observation(pool.in_use, {_POOL: pool.name, _STATE: "used"})
-
-    def figure(read: Callable[[PoolStats], int]) -> Any:
-        def observe(_: CallbackOptions) -> Iterable[Observation]:
-            for pool in snapshot().pools:
-                yield Observation(read(pool), {_POOL: pool.name})
-
-        return [observe]
-
     make = meter.create_observable_up_down_counter
-    make("db.client.connection.count", [counted], "{connection}", "connections that are open")
-    make(
-        "db.client.connection.max",
-        figure(lambda pool: pool.max_connections),
+    for name, (unit, what, figures) in _FIGURES.items():
+        make(f"db.client.connection.{name}", [_observing(figures)], unit, what)
+
+
+def _observing(figures: Callable[[ConnectionPool], _Figures]) -> Callable[..., list[Observation]]:
+    """Observe a figure of all pools. Handles of one database have pools of one name: those are summed."""
+
+    def observe(_: CallbackOptions) -> list[Observation]:
+        sums: Counter[tuple[str, str]] = Counter()
+        for pool in live_pools():
+            name = describe_target(pool.options.url)
+            for state, figure in figures(pool).items():
+                sums[name, state] += figure
+        return [
+            Observation(figure, {_POOL: name, **({_STATE: state} if state else {})})
+            for (name, state), figure in sums.items()
+        ]
+
+    return observe
+
+
+def _count(pool: ConnectionPool) -> _Figures:
+    stats = pool.stats()
+    return {"idle": stats.idle, "used": stats.in_use}
+
+
+_Figures = dict[str, int]  # by the state of the connections, "" of all
+_FIGURES: dict[str, tuple[str, str, Callable[[ConnectionPool], _Figures]]] = {
+    "count": ("{connection}", "connections that are open", _count),
+    "max": (
         "{connection}",
         "connections that the pool may open",
-    )
-    make(
-        "db.client.connection.pending_requests",
-        figure(lambda pool: pool.waiting),
+        lambda pool: {"": pool.lending.limit},
+    ),
+    "idle.max": (
+        "{connection}",
+        "connections that may be idle",
+        lambda pool: {"": pool.lending.limit if pool.options.keeps else 0},
+    ),
+    "idle.min": ("{connection}", "connections that are kept however idle", lambda _: {"": 0}),
+    "pending_requests": (
         "{request}",
         "callers that wait for a connection",
-    )
+        lambda pool: {"": pool.lending.waiting},
+    ),
+}

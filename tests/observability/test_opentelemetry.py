@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -22,6 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from loopsafe_db import Database, PoolLimits, Timeouts
 from loopsafe_db.errors import AcquireTimeout
 from loopsafe_db.integrations.opentelemetry import instrument
+from loopsafe_db.snapshot import live_pools
 from tests.observability import tools
 
 if TYPE_CHECKING:
@@ -108,6 +110,29 @@ async def test_nothing_is_told_where_the_caller_has_switched_it_off(
     assert told.spans == ()
 
 
+POOL_METRICS = (
+    """count idle.max idle.min max pending_requests timeouts create_time wait_time use_time"""
+)
+
+
+def of_pool(metrics: dict[str, list[Any]], database: Database) -> dict[str, list[Any]]:
+    """Give the points of one pool, by what stands after ``db.client.connection.``."""
+    pool, prefix = database.stats().name, "db.client.connection."
+    return {
+        name.removeprefix(prefix): [one for one in points if pool in one.attributes.values()]
+        for name, points in metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def values(points: list[Any]) -> list[int]:
+    return [point.value for point in points]
+
+
+def counts(points: list[Any]) -> list[int]:
+    return [point.count for point in points]
+
+
 async def test_pools_have_the_metrics_of_the_conventions(postgres_url: str, told: Told) -> None:
     database = Database(
         postgres_url, pool=PoolLimits(max_connections=1), timeouts=Timeouts(acquire=0.05)
@@ -116,25 +141,76 @@ async def test_pools_have_the_metrics_of_the_conventions(postgres_url: str, told
         await connection.fetch_val("SELECT 1")
         with pytest.raises(AcquireTimeout):
             await asyncio.create_task(database.fetch_val("SELECT 2"), context=contextvars.Context())
-        metrics = told.metrics()
+        held = of_pool(told.metrics(), database)
+    metrics = told.metrics()
+    given_back = of_pool(metrics, database)
 
-    pool = database.stats().name
-    found = {
-        name: [point for point in points if pool in point.attributes.values()]
-        for name, points in metrics.items()
-    }
-    count = {
-        point.attributes["db.client.connection.state"]: point.value
-        for point in found["db.client.connection.count"]
-    }
+    count = {point.attributes["db.client.connection.state"]: point.value for point in held["count"]}
     assert count == {"idle": 0, "used": 1}
-    assert [point.value for point in found["db.client.connection.max"]] == [1]
-    assert [point.value for point in found["db.client.connection.pending_requests"]] == [0]
-    assert [point.value for point in found["db.client.connection.timeouts"]] == [1]
-    assert [point.count for point in found["db.client.connection.create_time"]] == [1]
-    assert [point.count for point in found["db.client.connection.wait_time"]] == [1]
+    assert values(held["max"]) == values(held["idle.max"]) == [1]
+    assert values(held["idle.min"]) == values(held["pending_requests"]) == [0]
+    assert values(held["timeouts"]) == [1]
+    assert given_back.keys() == set(POOL_METRICS.split())
+    for name in ("create_time", "wait_time", "use_time"):
+        assert counts(given_back[name]) == [1], name
     (duration,) = metrics["db.client.operation.duration"]
     assert duration.count == 1
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_each_use_of_a_connection_is_measured_on_every_path(
+    postgres_url: str, told: Told, driver: str
+) -> None:
+    database = Database(postgres_url.replace("postgresql:", f"postgresql+{driver}:"))
+    await database.fetch_val("SELECT 1")
+    await database.fetch_val(sa.select(sa.literal(1)))
+    async with database.session() as session:
+        await session.execute(sa.text("SELECT 1"))
+    async with database.connection():  # nothing is sent
+        pass
+    async for _ in database.iterate("SELECT 1"):
+        pass
+    with pytest.raises(Exception, match="no_such"):
+        await database.fetch_val("SELECT no_such()")
+
+    metrics = of_pool(told.metrics(), database)
+    assert counts(metrics["use_time"]) == counts(metrics["wait_time"]) == [6]
+    assert counts(metrics["create_time"]) == [1]
+    await database.disconnect()
+
+
+async def test_a_wait_counts_for_the_one_who_has_waited(postgres_url: str, told: Told) -> None:
+    database = Database(postgres_url, pool=PoolLimits(max_connections=1))
+    async with database.connection():
+        waiting = asyncio.create_task(database.fetch_val("SELECT 1"), context=contextvars.Context())
+        await asyncio.sleep(0)
+        assert database.stats().waiting == 1
+    await waiting
+    await database.fetch_val("SELECT 1")
+
+    (wait,) = of_pool(told.metrics(), database)["wait_time"]
+    assert wait.count == 3
+    assert wait.min == 0.0  # nobody has waited for the third
+    assert wait.sum > 0.0
+
+
+async def test_handles_of_one_database_are_summed(postgres_url: str, told: Told) -> None:
+    handles = [Database(postgres_url, pool=PoolLimits(max_connections=most)) for most in (2, 3)]
+    for handle in handles:
+        await handle.fetch_val("SELECT 1")
+
+    assert values(of_pool(told.metrics(), handles[0])["max"]) == [5]
+    assert sum(values(of_pool(told.metrics(), handles[0])["count"])) == 2
+
+
+def test_where_nobody_listens_no_use_is_told_of(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    asyncio.run(database.fetch_val("SELECT 1"))
+    assert [pool.tell_use for pool in live_pools()] == [None] * len(live_pools())
+
+    instrument(tracer_provider=TracerProvider(), meter_provider=MeterProvider())()
+
+    assert [pool.tell_use for pool in live_pools()] == [None] * len(live_pools())
 
 
 @pytest.mark.slow
