@@ -66,6 +66,8 @@ _READ_ONLY = {
     "oracle": "SET TRANSACTION READ ONLY",
     "postgresql": "SET TRANSACTION READ ONLY",
 }
+# Python's sqlite3 begins by itself only before an INSERT and its like: a savepoint would be outside of all, and commit.
+_BEGIN = {"sqlite": "BEGIN"}
 # MySQL's codes: no such user, password or database, or not from this host
 _DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
@@ -117,6 +119,8 @@ class GenericTransaction:
         if self._options.isolation is not None:
             self._isolate(self._options.isolation.replace("_", " ").upper())
         dialect.do_begin(raw)  # type: ignore[arg-type]
+        if begin := _BEGIN.get(dialect.name):
+            raw.execute(begin)
         if self._options.readonly:
             raw.execute(read_only)
         raw.in_transaction = True

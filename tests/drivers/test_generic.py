@@ -26,6 +26,7 @@ from loopsafe_db.queries import CompiledText, compile_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 @pytest.fixture(params=["aiomysql", "asyncmy"])
@@ -289,3 +290,18 @@ async def test_a_server_that_says_nothing_is_given_up(mariadb_url: str) -> None:
             await Database(url).fetch_val("SELECT 1")
         async with asyncio.timeout(5):
             await left.wait()
+
+
+async def test_a_dialect_of_sqlite_keeps_nothing_under_force_rollback(tmp_path: Path) -> None:
+    register_driver("sqlite+generic", GenericDriver("sqlite+aiosqlite"))
+    url = f"sqlite+generic:///{tmp_path}/x.db"
+    database = Database(url)
+    await database.execute("CREATE TABLE things (id int)")
+
+    async with Database(url, force_rollback=True) as undone:
+        await undone.execute("INSERT INTO things VALUES (1)")
+        async with undone.transaction():
+            await undone.execute("INSERT INTO things VALUES (2)")
+
+    assert await database.fetch_val("SELECT count(*) FROM things") == 0
+    await database.disconnect()
