@@ -609,7 +609,7 @@ class DriverConformance:
                 "-W",
                 "error",
                 "-c",
-                self.prelude + START + SCRIPTS[name],
+                f"{self.prelude}\n{START}{SCRIPTS[name]}",
             ],
             env={
                 **os.environ,

@@ -53,10 +53,11 @@ def run_script(text: str, folder: Path, url: str) -> subprocess.CompletedProcess
     "page", [page for page in PAGES if fences(page, "python run")], ids=name_of
 )
 def test_a_page_does_what_it_shows(page: Path, postgres_url: str, tmp_path: Path) -> None:
-    done = run_script("\n".join(fences(page, "python run")), tmp_path, postgres_url)
+    for _ in range(2):  # who tries a page tries it again
+        done = run_script("\n".join(fences(page, "python run")), tmp_path, postgres_url)
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "".join(fences(page, "text output"))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "".join(fences(page, "text output"))
 
 
 @pytest.mark.parametrize(

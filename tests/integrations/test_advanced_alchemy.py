@@ -56,7 +56,7 @@ async def test_a_repository_in_a_transaction_is_undone_with_it(page: Any) -> Non
     db = page.get_database()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with db.transaction():
-            await db.execute("INSERT INTO speaker (name, turns) VALUES ('by text', 0)")
+            await db.execute("INSERT INTO demo_speaker (name, turns) VALUES ('by text', 0)")
             async with db.session.begin() as session:
                 service = page.SpeakerService(session=session)
                 await service.create_many([{"name": "Ada"}, {"name": "Bo"}])
@@ -71,7 +71,7 @@ async def test_an_error_of_a_repository_undoes_its_session_alone(page: Any) -> N
 
     db = page.get_database()
     async with db.transaction():
-        await db.execute("INSERT INTO speaker (name, turns) VALUES ('Ada', 0)")
+        await db.execute("INSERT INTO demo_speaker (name, turns) VALUES ('Ada', 0)")
         with pytest.raises(IntegrityError):
             async with db.session.begin() as session:
                 await page.SpeakerService(session=session).create({"name": "Ada"})

@@ -12,6 +12,7 @@ import pytest
 
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT, fences, run_script
+from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
 from tests.integrations.pages import code_of
 from tests.integrations.redis_server import redis_server
 
@@ -44,11 +45,6 @@ from rq.job import Job
 connection = redis.Redis.from_url(os.environ["REDIS_URL"])
 for id in open("ids").read().split():
     print(Job.fetch(id, connection=connection).return_value())
-"""
-CELERY = """
-broker_url = "filesystem://"
-broker_transport_options = {name: "queue" for name in ("data_folder_in", "data_folder_out", "control_folder")}
-result_backend = "file://results"
 """
 RUN_CELERY = """
 import subprocess, sys
@@ -89,7 +85,9 @@ def redis_url() -> Iterator[str]:
 class Program:
     """A folder with the page's `jobs.py`, and what is run there."""
 
-    def __init__(self, folder: Path, queue: str, redis_url: str, url: str) -> None:
+    def __init__(
+        self, folder: Path, queue: str, redis_url: str, url: str, *, first: str = ""
+    ) -> None:
         pytest.importorskip(queue)
         (folder / "jobs.py").write_text(code_of("job-queues", f"python {queue}"), encoding="utf-8")
         self._folder, self._database = folder, Database(url)
@@ -98,7 +96,7 @@ class Program:
             "LOOPSAFE_DB_SCOPE": "auto",  # warm connections, whatever this run is about
             "LOOPSAFE_DB_URL": url,
             "REDIS_URL": redis_url,
-            "PYTHONPATH": f"{folder}:{ROOT}",
+            "PYTHONPATH": f"{first}:{folder}:{ROOT}",
         }
         self.ask("CREATE TABLE squares (number int PRIMARY KEY, square int NOT NULL)")
 
@@ -148,12 +146,14 @@ def test_rq_opens_a_connection_for_each_fork_and_one_without(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_celery_keeps_connections_warm_in_forks_and_threads(
-    pool: str, tmp_path: Path, postgres_url: str
+    pool: str,
+    tmp_path: Path,
+    redis_url: str,
+    celerys_redis: str,  # noqa: F811
+    postgres_url: str,
 ) -> None:
-    program = Program(tmp_path, "celery", "", postgres_url)
-    (tmp_path / "celeryconfig.py").write_text(CELERY, encoding="utf-8")
-    for folder in ("queue", "results"):
-        (tmp_path / folder).mkdir()
+    address = redis_url.replace("unix://", "redis+socket://")
+    program = Program(tmp_path, "celery", address, postgres_url, first=celerys_redis)
 
     used = program.run("-c", RUN_CELERY, pool).split()
 
