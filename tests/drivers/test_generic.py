@@ -299,7 +299,9 @@ async def test_a_dialect_of_sqlite_keeps_nothing_under_force_rollback(tmp_path: 
     await database.execute("CREATE TABLE things (id int)")
 
     async with Database(url, force_rollback=True) as undone:
-        await undone.execute("INSERT INTO things VALUES (1)")
+        await undone.execute(sa.text("INSERT INTO things VALUES (1)"))
+        with pytest.raises(Exception, match="nowhere"):
+            await undone.execute("INSERT INTO nowhere VALUES (1)")
         async with undone.transaction():
             await undone.execute("INSERT INTO things VALUES (2)")
 
