@@ -1,11 +1,13 @@
-"""What asyncio's tasks wait for: private names of asyncio, in one place."""
+"""What asyncio's tasks wait for, and what wakes them: private names of asyncio, in one place."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
 
 def stuck_on(task: asyncio.Task[Any] | None) -> asyncio.Future[Any] | None:
@@ -16,3 +18,15 @@ def stuck_on(task: asyncio.Task[Any] | None) -> asyncio.Future[Any] | None:
     """
     future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     return future if future is not None and future.done() else None
+
+
+def wake_all(waiting: Iterable[asyncio.Future[None]]) -> None:
+    """Have futures be done, each in its own loop, if that is open; any thread may ask."""
+    for waiter in waiting:
+        with suppress(RuntimeError):  # its loop is closed
+            waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

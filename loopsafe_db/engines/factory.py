@@ -177,10 +177,10 @@ def _opener(
     async def open_connection(changes: Mapping[str, Any]) -> Any:
         async def connect_with(password: str) -> Any:
             given = {"password": password, **changes}
-            return await connect(pool.driver, _changed(connecting, given))
+            return await connect(pool.driver, _changed(connecting, given), pool.outage)
 
         if credentials is None:
-            raw = await connect(pool.driver, _changed(connecting, changes))
+            raw = await connect(pool.driver, _changed(connecting, changes), pool.outage)
         else:
             raw = await credentials.use(connect_with)
         pool.opened(raw)

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from contextlib import suppress
 
+from loopsafe_db._runtime.tasks import wake_all
+
 LOOK_AGAIN = 1.0  # seconds until those who wait look whether the task that asks still lives
 
 
@@ -40,9 +42,7 @@ class FirstConnection:
         with self._lock:
             self._asking, self._is_known = None, self._is_known or known
             waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            with suppress(RuntimeError):  # its loop is closed
-                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+        wake_all(waiting)
 
     def _claim(self) -> asyncio.Future[None] | None:
         """Go on, or have this task ask; what it has to wait for, if another one does, not done, in an open loop."""
@@ -56,8 +56,3 @@ class FirstConnection:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             return waiter
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

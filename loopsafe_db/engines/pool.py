@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from loopsafe_db._runtime.tasks import stuck_on
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import describe_target
+from loopsafe_db.engines.connecting import Outage
 from loopsafe_db.engines.entry import NOT_USED, PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
@@ -176,6 +178,7 @@ class ConnectionPool:
         lending: Who gets which connection.
         returning: What becomes of those that come back.
         first: Which of the new connections SQLAlchemy asks what it has to know.
+        outage: Whether the server refuses all that come, and who tries next.
         only_one: Whether it has one connection that no other can replace.
         bound: asyncio task -> the connections that it has checked out; both weakly, for they keep their loop.
         pinned: The one connection that everybody works on, where all of it is undone in the end.
@@ -229,6 +232,7 @@ class ConnectionPool:
         )
         self.returning: Returning = Returning(self)
         self.first: FirstConnection = FirstConnection()
+        self.outage: Outage = Outage()
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")
@@ -284,6 +288,7 @@ class ConnectionPool:
         Raises:
             AcquireTimeout: Nothing came free in so many seconds, or ``timeouts.acquire``.
             TooManyRequests: As many wait as may.
+            ConnectError: The server refuses all that come, so that there is nothing to wait for.
         """
         began, counts, waiting = time.monotonic(), self.counts, self.lending.waiting
         seconds = self.options.timeouts.acquire if timeout is None else timeout
@@ -293,6 +298,8 @@ class ConnectionPool:
             counts.requests_queued += 1
             counts.queue_peak = max(counts.queue_peak, waiting + 1)
             entry = self._entry(await self.lending.wait(seconds))
+            if entry is None and (refused := self.outage.refused) is not None:
+                raise copy.copy(refused) from refused.__cause__
             if entry is None:
                 raise self._exhausted(seconds)
         except BaseException as error:

@@ -80,11 +80,11 @@ def url(request: pytest.FixtureRequest, postgres_url: str) -> sa.URL:
 
 
 @contextlib.asynccontextmanager
-async def before(url: sa.URL, refusing: Refusing) -> AsyncIterator[Database]:
+async def before(url: sa.URL, refusing: Refusing, **options: Any) -> AsyncIterator[Database]:
     """A handle that goes by way of it."""
     async with await asyncio.start_server(refusing, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        database = Database(url.set(host="127.0.0.1", port=port))
+        database = Database(url.set(host="127.0.0.1", port=port), **options)
         yield database
         await database.disconnect()
         await refusing.end()
@@ -102,6 +102,50 @@ async def test_a_server_that_refuses_all_for_now_is_asked_again(
     (record,) = caplog.records
     assert MESSAGES[sqlstate] in record.getMessage()
     assert "tried again for up to 10 s" in record.getMessage()
+
+
+async def test_of_many_callers_one_at_a_time_tries_while_all_are_refused(url: sa.URL) -> None:
+    refusing = Refusing(url, STARTING, 10**6)
+    async with before(url, refusing, max_size=10, timeouts=Timeouts(connect=1.0)) as database:
+        asking = [database.fetch_val("SELECT 1") for _ in range(10)]
+        ends = await asyncio.gather(*asking, return_exceptions=True)
+        assert {type(end) for end in ends} == {ConnectError}
+        # All at once, when nobody knows; after pauses of 25, 50, 100, 200, 400, and 500 ms, or up to twice that.
+        assert 10 < refusing.came <= 10 + 5
+        refusing.times = 0
+        assert await database.fetch_val("SELECT 1") == 1
+
+
+async def test_all_that_wait_are_served_when_the_server_is_back(
+    url: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Refusing(url, STARTING, 10**6)
+    async with before(url, refusing, max_size=3) as database:
+
+        async def in_another_loop() -> None:
+            await asyncio.gather(*(database.fetch_val("SELECT 1") for _ in range(10)))
+
+        asking = asyncio.gather(*(database.fetch_val("SELECT 1") for _ in range(40)))
+        thread = asyncio.create_task(asyncio.to_thread(asyncio.run, in_another_loop()))
+        while refusing.came < 6:
+            await asyncio.wait([thread], timeout=0.01)
+        refusing.times = 0
+        assert await asking == [1] * 40
+        await thread
+        stats = database.stats()
+        assert (stats.requests_errors, stats.connections_errors) == (0, 0)
+    assert len(caplog.records) == 1
+
+
+async def test_who_waits_in_the_queue_hears_that_the_server_refuses_all(url: sa.URL) -> None:
+    refusing = Refusing(url, STARTING, 10**6)
+    timeouts = Timeouts(connect=2.0, acquire=0.2)
+    async with before(url, refusing, max_size=1, timeouts=timeouts) as database:
+        first, second = (asyncio.create_task(database.fetch_val("SELECT 1")) for _ in range(2))
+        with pytest.raises(ConnectError, match="starting up"):
+            await second
+        refusing.times = 0
+        assert await first == 1
 
 
 async def test_who_is_refused_by_name_is_told_at_once(url: sa.URL) -> None:
