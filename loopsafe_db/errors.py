@@ -471,7 +471,7 @@ class AcquireTimeout(PoolError, TimeoutError, SQLAlchemyTimeoutError):
     """
 
     code: ClassVar[str] = "LDB301"  # type: ignore[misc]  # that of SQLAlchemy's is an instance's
-    hint = "release sooner, or allow more connections (LOOPSAFE_DB_MAX_CONNECTIONS)"
+    hint = "release sooner, or allow more connections (max_size; of an engine pool_size; LOOPSAFE_DB_MAX_CONNECTIONS)"
     waited: float
     size: int
     holders: tuple[str, ...]

@@ -36,6 +36,7 @@ _OVERHEAD = 1 << 10  # bytes that a text costs beside its characters
 _SHOWN = 200  # characters of a text in an error
 _PLACES_SHOWN = 20  # parameters that it names
 _PASSWORD = re.compile(r"(?i)(\bpassword|\bidentified\s+by)\s+'[^']*('|$)")
+_SEVERAL = re.compile("multiple commands|one statement at a time")  # asyncpg and psycopg; SQLite
 _IN_LIST = re.compile(r"(?i)\bin\s*\(?\s*:(\w+)\s*(?:\)|\s|$)")  # with one parameter for all of it
 _OF_A_TEXT = ("", "22", "42")  # SQLSTATE's classes of values and syntax; not every driver has them
 _SPEAKS_ITSELF = (MisuseError, ConfigurationError, PoolError)
@@ -129,7 +130,7 @@ def explain(error: BaseException, query: CompiledText | str | None, url: URL, pl
     if isinstance(error, StatementTimeout):
         error.locate(described(query), describe_target(url), place)
     else:
-        hint = _list_hint(query, error)
+        hint = _list_hint(query, error) or _script_hint(query, error)
         error.add_note(f"query: {described(query)}{hint}\non {describe_target(url)}")
 
 
@@ -160,6 +161,14 @@ def _list_hint(query: CompiledText | str, error: Exception) -> str:
         return ""
     name = found.group(1)
     return f"\nHINT: a list is = ANY(:{name}) on PostgreSQL; on any database a clause, column.in_({name})"
+
+
+def _script_hint(query: CompiledText | str, error: Exception) -> str:
+    """Tell how several statements are sent, where a driver may have refused them in one text."""
+    several = not isinstance(query, str) and len(query.statements) > 1
+    if not several or not _SEVERAL.search(str(error)):
+        return ""
+    return "\nHINT: a call for each; on PostgreSQL, execute() takes several statements, without parameters"
 
 
 class _Texts:

@@ -18,6 +18,7 @@ _USERINFO = re.compile(
     r"[@/?#\[\]\s]"
 )  # what ends a user or a password, if it stands there as it is
 # What SQLAlchemy takes for one host: all before, ``host1:port1,host2:port2``, and all behind.
+_PORT = re.compile(r"://(?:[^/?#]*@)?[^/?#:@]*:([^/?#]*)")
 _SEVERAL_HOSTS = re.compile(
     r"(postgres[\w+]*://(?:[^:/@]*(?::[^@]*)?@)?)([\w.\-:\[\]]*,[\w.\-:\[\],]*)((?:[/?].*)?)$",
     re.DOTALL,
@@ -216,12 +217,22 @@ def _read(text: str) -> URL:
         parts = make_url(text if several is None else several[1] + several[3])
     except (ArgumentError, ValueError):
         # The text may hold a password anywhere, so no part of it is shown.
-        raise InvalidURLError(f"not a database URL (a text of {len(text)} characters)") from None
+        raise InvalidURLError(f"not a database URL: {_what_is_wrong(text)}") from None
     if several is not None and "host" not in parts.query:  # as SQLAlchemy writes several
         parts = parts.update_query_dict({"host": several[2]})
     if parts.database and not _DECODES_DATABASE:
         parts = parts.set(database=unquote(parts.database))
     return parts
+
+
+def _what_is_wrong(text: str) -> str:
+    if not text:
+        return "it is empty"
+    if "://" not in text:
+        return f"there is no :// in it (a text of {len(text)} characters)"
+    if (port := _PORT.search(text)) and not port[1].isdecimal():
+        return "what follows the host's colon, the port, is no number"
+    return f"SQLAlchemy cannot read it (a text of {len(text)} characters)"
 
 
 def _written(parts: URL) -> str:

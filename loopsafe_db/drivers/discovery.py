@@ -127,7 +127,9 @@ def _make_generic(drivername: str) -> Driver:
         raise UnknownDriverError(drivername, _names()) from None
     except SyncDialectError:
         reason = f"SQLAlchemy's {drivername!r} is not async"
-        raise UnknownDriverError(drivername, _names(), reason) from None
+        dialect = drivername.partition("+")[0]
+        names = [name for name in _names() if name.partition("+")[0] == dialect]
+        raise UnknownDriverError(drivername, names or _names(), reason) from None
     except ModuleNotFoundError as error:
         name = drivername.partition("+")[2] or drivername
         extra = "mysql" if error.name in ("aiomysql", "pymysql") else ""

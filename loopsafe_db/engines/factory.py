@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +77,24 @@ _ELSEWHERE = {
     "pool_timeout": "timeouts=Timeouts(acquire=...)",
 }
 
+# What `create_async_engine` takes beside our own options and has to be spelt.
+_OF_SQLALCHEMY = (
+    *("pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping", "poolclass"),
+    *("connect_args", "echo", "isolation_level", "execution_options", "hide_parameters"),
+    *("json_serializer", "json_deserializer", "logging_name", "query_cache_size"),
+)
+_REFUSED = re.compile(r"'(\w+)'(?=.* sent to )")  # in what SQLAlchemy says
+
+
+class UnknownOptionError(InvalidSettingError, TypeError):
+    """An option that there is not: a `TypeError`, too, as for any other function of Python."""
+
 
 def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
     """Put a handle's URL and keyword arguments together; None is the default.
 
     Raises:
-        ConfigurationError: A URL or a value cannot be.
+        ConfigurationError: A URL, an option or a value cannot be.
     """
     url = hidden(url)
     _hide_replicas(keywords)
@@ -90,7 +104,7 @@ def make_options(url: str | URL, keywords: Options) -> DatabaseOptions:
             f"{name} ({nearest(name, Options.__optional_keys__, _ELSEWHERE)})"
             for name in sorted(unknown)
         ]
-        raise TypeError(f"no such option: {', '.join(told)}")
+        raise UnknownOptionError(f"no such option: {', '.join(told)}")
     parsed = parse_url(url)
     pool, timeouts = limits(parsed, given)
     context = given.pop("ssl") if isinstance(given.get("ssl"), SSLContext) else None
@@ -307,7 +321,15 @@ def _create(url: URL, **options: Any) -> AsyncEngine:
         return extension.create_async_engine(url, **options)  # whoever has wrapped it
     except (TypeError, ArgumentError) as error:
         reason = str(error).partition(", using configuration")[0]
-        raise InvalidSettingError(f"create_async_engine: SQLAlchemy says: {reason}") from error
+        known = {*Options.__optional_keys__, *_OF_SQLALCHEMY}
+        told = [
+            f"; {name}: {nearest(name, known, {})}"
+            for name in _REFUSED.findall(reason)
+            if get_close_matches(name, known, n=1, cutoff=0.7)
+        ]
+        raise InvalidSettingError(
+            f"create_async_engine: SQLAlchemy says: {reason}{''.join(told)}"
+        ) from error
 
 
 def _shown_url(options: DatabaseOptions, driver: Driver) -> URL:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("loopsafe_db")
 _IDLE = ConnectionState.IDLE
+_LEFT_OPEN = "a transaction was left open, and is rolled back; begin one by `async with db.transaction()`, not by BEGIN"
 
 
 class Returning:
@@ -177,7 +178,7 @@ class Returning:
         if left_open and not (entry.interrupted or entry.in_doubt):
             if self._driver.traits.autocommit:  # else each statement has begun one
                 place = entry.taken_at or caller()
-                _log.warning("a transaction was left open, and is rolled back: %s", place)
+                _log.warning("%s: %s", _LEFT_OPEN, place)
             await self.recover(entry, settle=False)
         else:
             await self.recover(entry)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database, Timeouts, configure, get_database
+from loopsafe_db import Database, Timeouts, configure, create_async_engine, get_database
 from loopsafe_db.errors import (
     AcquireTimeout,
     ConnectError,
@@ -26,6 +26,7 @@ from loopsafe_db.errors import (
     StatementTimeout,
     TransactionError,
     TransactionOptionsError,
+    UnknownDriverError,
 )
 from loopsafe_db.testing.conformance import SLOW
 
@@ -56,6 +57,59 @@ def test_quotes_and_blanks_around_a_url_are_named(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("", "it is empty"),
+        ("localhost/hunter2", "there is no :// in it"),
+        ("postgres//u:hunter2@host/db", "there is no :// in it"),
+        ("postgresql://u:hunter2@host:port/db", "the port, is no number"),
+        ("postgresql://u:hunter2@host:5432x", "the port, is no number"),
+    ],
+)
+def test_what_is_no_url_is_told_why(url: str, reason: str) -> None:
+    with pytest.raises(InvalidURLError, match=f"not a database URL: .*{reason}") as caught:
+        Database(url)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg2", "mysql+pymysql"])
+def test_a_driver_without_asyncio_names_those_of_its_database(driver: str) -> None:
+    pytest.importorskip(driver.partition("+")[2])
+    with pytest.raises(UnknownDriverError, match="is not async") as caught:
+        Database(f"{driver}://host/db")
+    assert {name.partition("+")[0] for name in caught.value.known} == {driver.partition("+")[0]}
+
+
+@pytest.mark.parametrize(
+    ("option", "cure"),
+    [("pool_sise", "did you mean pool_size?"), ("ecko", "did you mean echo?")],
+)
+def test_an_unknown_option_of_an_engine_names_what_may_be_meant(option: str, cure: str) -> None:
+    with pytest.raises(InvalidSettingError) as caught:
+        create_async_engine(URL, **{option: 1})
+    assert f"{option}: {cure}" in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [None, {"a": 1}])
+async def test_several_statements_in_one_text_get_the_cure(
+    database: Database, values: dict[str, int] | None
+) -> None:
+    if values is None and database.url.driver == "psycopg":
+        pytest.skip("psycopg sends them, and gives the last one's rows")
+    text = "SELECT 1; SELECT 2" if values is None else "SELECT 1; SELECT :a"
+    assert "HINT: a call for each" in await failing(database.fetch_all(text, values))
+
+
+async def test_a_begin_as_text_is_undone_with_its_line_and_the_cure(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Database(postgres_url).execute("BEGIN")
+    (told,) = [one.getMessage() for one in caplog.records if "left open" in one.getMessage()]
+    assert f"{__file__}:" in told
+    assert "`async with db.transaction()`, not by BEGIN" in told
+
+
 def test_two_slashes_before_a_sqlite_path_are_refused_at_once() -> None:
     with pytest.raises(InvalidURLError, match=r"three slashes before a path, sqlite:///x\.db"):
         Database("sqlite://x.db")
@@ -83,8 +137,11 @@ def test_limits_of_another_type_name_the_right_form(options: Any, cure: str) -> 
     ],
 )
 def test_an_unknown_option_names_what_may_be_meant(option: str, cure: str) -> None:
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(InvalidSettingError) as caught:
         Database(URL, **{option: 1})  # type: ignore[arg-type]
+    assert isinstance(caught.value, TypeError)
+    assert str(caught.value).startswith("[LDB205]")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert f"no such option: {option} (" in str(caught.value)
     assert cure in str(caught.value)
 
