@@ -28,10 +28,14 @@ def block(fence: str) -> str:
 
 def read_description() -> None:
     """Look for links that lead nowhere from PyPI."""
-    description = importlib.metadata.metadata("loopsafe-db").get_payload()
+    metadata = importlib.metadata.metadata("loopsafe-db")
+    description = metadata.get_payload()
     dead = re.findall(r"\]\((?!https?:).*?\)", description)
     if dead or "## Install" not in description:
         sys.exit(f"the description on PyPI: {dead or 'not README'}")
+    sources = [url for url in metadata.get_all("Project-URL") or [] if url.startswith("Source, ")]
+    if sources and f"]({sources[0].removeprefix('Source, ')}/blob/" not in description:
+        sys.exit(f"the description on PyPI has no links to {sources[0]}")
 
 
 async def try_sqlite(db: Database) -> None:
