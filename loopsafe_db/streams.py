@@ -19,7 +19,7 @@ from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy import CursorResult
 
@@ -216,7 +216,7 @@ class RowStream:
         connection = self._connection
         try:
             if self._cursor is not None and connection.is_here:
-                await connection.read(self, self.end)
+                await self._tell_in_time(connection.read(self, self.end))
         finally:
             if self._cursor is not None:  # closed in another loop, or a forked child
                 self.abandoned = True
@@ -224,6 +224,14 @@ class RowStream:
                     connection.give_up()
             if connection.is_lone and connection.is_held:
                 await connection.__aexit__()
+
+    async def _tell_in_time(self, ending: Awaitable[None]) -> None:
+        """Have an error be told as what it means while its connection is known: a lone one is given back."""
+        try:
+            await ending
+        except Exception as error:
+            self._connection.tell(error)
+            raise
 
     async def _undo(self) -> None:
         """Let go of everything after a failure, whoever is cancelled."""

@@ -442,6 +442,10 @@ class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
             except asyncpg.PostgresError as error:  # no statement of SQLAlchemy's, so no event
                 libpq.name_pgbouncer(error)
                 raise
+            except asyncpg.InterfaceError as error:
+                if raw.is_closed():
+                    raise ConnectionResetError(str(error)) from error
+                raise
 
         return connect
 

@@ -21,7 +21,13 @@ from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
 from loopsafe_db.engines.holders import holder_of
 from loopsafe_db.engines.statement_timeout import call_within
-from loopsafe_db.errors import ConnectTimeout, StatementTimeout
+from loopsafe_db.errors import (
+    ConnectError,
+    ConnectionLost,
+    ConnectTimeout,
+    LoopsafeError,
+    StatementTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -355,8 +361,21 @@ class PoolEntry(_ConnectionRecord):
         except StatementTimeout as error:
             target = describe_target(options.url)
             raise ConnectTimeout(target, f"no answer within {seconds:g} s") from error
+        except Exception as error:
+            if not self._was_lost(error):
+                raise
+            reason = str(self.lender.driver.original(error)).strip().splitlines()[0]
+            raise ConnectError(describe_target(options.url), reason) from error
         finally:
             alarm.cancel()
+
+    def _was_lost(self, error: Exception) -> bool:
+        """Tell whether a connection has ended while SQLAlchemy asked what it asks first."""
+        if isinstance(error, LoopsafeError):
+            return False
+        driver = self.lender.driver
+        means_it = driver.traits.failure(driver.original(error)) is ConnectionLost
+        return means_it or isinstance(error, ConnectionError)
 
     def _end_opening(self) -> None:
         if self.dbapi_connection is not None:

@@ -40,7 +40,7 @@ from loopsafe_db.engines.pool import ConnectionPool, SharedQueue, refuse_others
 from loopsafe_db.engines.returning import end_in_time, mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit_transactions
-from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
+from loopsafe_db.errors import ConnectTimeout, InvalidSettingError, LoopsafeError
 from loopsafe_db.options import (
     DRIVER_NAMES,
     HANDLE_NAMES,
@@ -235,6 +235,7 @@ async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions
             what = "the server has not answered the first connection"
             raise ConnectTimeout(connecting.target, what) from error
     except BaseException:
+        pool.has_opened(raw)  # so nobody else will ask
         pool.driver.terminate(raw)
         pool.counts.terminated += 1
         raise
@@ -299,6 +300,23 @@ def _connect_by(
         return of_dialect(async_creator_fn=lambda *_, **__: open_connection(changes))
 
     dialect.connect = connect
+    dialect.initialize = _noting_end(dialect.initialize)
+
+
+def _noting_end(initialize: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    """Have what SQLAlchemy asks first of all fail alike, whatever it is that meets the end of the connection."""
+
+    def call(connection: Connection) -> None:
+        entry: Any = connection.connection._connection_record  # noqa: SLF001
+        try:
+            initialize(connection)
+        except Exception as error:
+            driver = entry.lender.driver
+            if isinstance(error, LoopsafeError) or not driver.is_closed(entry.of_driver):
+                raise
+            raise ConnectionResetError(str(driver.original(error))) from error
+
+    return call
 
 
 def _listen(engine: Engine, options: DatabaseOptions) -> None:
@@ -363,6 +381,8 @@ def _hear_of_error(context: ExceptionContext) -> DriverError | None:
         return None
     fairy: Any = context.connection.connection
     entry, error = fairy._connection_record, context.original_exception  # noqa: SLF001
+    if isinstance(entry, PoolEntry) and entry.is_being_opened:
+        return None  # who opens it says what that means
     pool: ConnectionPool = entry.lender
     if not isinstance(error, asyncio.CancelledError):
         pool.drops_plans(entry, error)

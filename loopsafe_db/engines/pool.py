@@ -244,6 +244,7 @@ class ConnectionPool:
         self.statements = None
         self.direct = True
         self._raws: set[Any] = set()
+        self._new: set[Any] = set()  # of those, the ones that SQLAlchemy has not seen
         self.counts = PoolStats()
         self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -260,11 +261,14 @@ class ConnectionPool:
             if self.driver.is_closed(known):
                 self._raws.discard(known)
         self._raws.add(raw)
+        self._new.add(raw)
         self.counts.opened += 1
 
     def has_opened(self, raw: Any) -> bool:
-        """Tell whether a connection is one of `opened`."""
-        return raw in self._raws
+        """Tell, once, whether a connection is one of `opened`; it may have ended since."""
+        known = raw in self._new
+        self._new.discard(raw)
+        return known
 
     # -- lending
 
