@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopsafe_db._runtime.forks import SocketId, is_readable
@@ -141,7 +142,8 @@ class MovableTransport(asyncio.Transport):
         """Take data in again."""
         self._paused = False
         if (loop := self.home) is not None and not self.closing:
-            loop.add_reader(self._fd, self._read_whole if self.opening else self._read_ready)
+            read = self._read_with_reset if _is_uvloop(loop) else self._read_ready
+            loop.add_reader(self._fd, partial(whole, read) if self.opening else read)
 
     def get_write_buffer_size(self) -> int:
         """Give the bytes that the kernel has not taken yet."""
@@ -217,8 +219,18 @@ class MovableTransport(asyncio.Transport):
             if self._unsent or self.closing:
                 loop.remove_writer(self._fd)
 
-    def _read_whole(self) -> bool:
-        return whole(self._read_ready)
+    def _read_with_reset(self) -> bool:
+        """Read, and learn of a reset that has come with the data: after that uvloop calls nobody any more."""
+        more = self._read_ready()
+        if more:
+            try:
+                self._sock.recv(1, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self._fail(error)
+                return False
+        return more
 
     def _read_ready(self) -> bool:
         """Read once; tell whether there may be more."""
@@ -379,6 +391,10 @@ class AnyLoop:
 
 
 ANY_LOOP = AnyLoop()
+
+
+def _is_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
+    return type(loop).__module__.partition(".")[0] == "uvloop"
 
 
 def can_move(loop: asyncio.AbstractEventLoop) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import pytest
 import uvloop
 
 from loopsafe_db import Database
+from loopsafe_db._runtime.transport import ANY_LOOP
 from tests.drivers.tls import tls_server
 
 if TYPE_CHECKING:
@@ -52,6 +55,26 @@ def test_large_values_go_both_ways_in_every_loop(url: str, run: Callable[..., ob
         answer = run(database.fetch_val("SELECT CAST(:large AS text)", {"large": large}))
         assert answer == large
     assert database.stats().opened == 1
+
+
+def test_a_reset_that_comes_with_data_is_learnt_of(run: Callable[..., object]) -> None:
+    class Listener(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.get_running_loop().create_future()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.lost.set_result(error)
+
+    async def main() -> object:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            _, listener = await ANY_LOOP.create_connection(Listener, *server.getsockname())
+            with server.accept()[0] as near:  # all of it has come before the loop looks again
+                near.sendall(b"farewell")
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            async with asyncio.timeout(20):
+                return await listener.lost
+
+    assert isinstance(run(main()), ConnectionResetError)
 
 
 def test_threads_take_connections_from_one_another(url: str, run: Callable[..., object]) -> None:
