@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import logging
+import os
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -16,10 +20,13 @@ from itertools import count, cycle
 from pathlib import Path
 
 from loopsafe_db.testing.postgres import EmbeddedPostgres
+from tests.storm.ledger import Ledger
 from tests.storm.storm import Weather, blow, set_up
 
 DRIVERS = ("asyncpg", "psycopg", "aiosqlite")
 KINDS = ("lost", "kept", "foreign", "innocent")
+WARM = 30  # rounds after which nothing more is to grow
+LIMITS = {"descriptors": 0.0, "threads": 0.0, "MiB": 4.0}
 
 
 def main() -> int:
@@ -32,7 +39,8 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("loopsafe_db").setLevel(logging.ERROR)  # what it warns of is done on purpose
     wrong: Counter[str] = Counter()
-    began, operations, interrupted = time.monotonic(), 0, 0
+    before: dict[str, float] = {}
+    began, total = time.monotonic(), Ledger()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         urls = _urls(folder, stack)
@@ -40,19 +48,43 @@ def main() -> int:
             seed = arguments.round or f"{arguments.seed}-{number}-{driver}"
             weather = Weather.of(seed, seed.rpartition("-")[2])
             ledger = blow(urls[weather.driver], weather, folder)
-            operations += ledger.operations
-            interrupted += ledger.interrupted
+            total.operations += ledger.operations
+            total.interrupted += ledger.interrupted
+            total.struck += ledger.struck
             wrong.update(kind for kind, _ in ledger.wrong)
             for kind, what in ledger.wrong[:20]:
                 print(f"{kind.upper()} in round {seed}: {what}")
             if ledger.wrong:
                 print(f"  {weather}", flush=True)
             if number % 10 == 0:
-                print(_sum(operations, interrupted, number, wrong, began), flush=True)
-            if arguments.round or operations >= arguments.operations:
+                print(_sum(total, number, wrong, began), flush=True)
+            if number == WARM:
+                before = _held()
+            if arguments.round or total.operations >= arguments.operations:
                 break
-    print(_sum(operations, interrupted, number, wrong, began))
-    return int(wrong.total() > 0)
+    print(_sum(total, number, wrong, began))
+    return int(wrong.total() > 0 or not _has_not_grown(before))
+
+
+def _held() -> dict[str, float]:
+    """Tell what this process holds: descriptors, threads and memory."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free is given back
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    descriptors = len(os.listdir("/proc/self/fd"))
+    return {"descriptors": descriptors, "threads": threading.active_count(), "MiB": megabytes}
+
+
+def _has_not_grown(before: dict[str, float]) -> bool:
+    """Print by how much it has grown since the first rounds; tell whether that is little enough."""
+    if not before:
+        print(f"growth: not measured in less than {WARM} rounds")
+        return True
+    after = _held()
+    growth = {name: after[name] - before[name] for name in LIMITS}
+    print("growth:", ", ".join(f"{value:+.3g} {name}" for name, value in growth.items()))
+    return all(growth[name] <= limit for name, limit in LIMITS.items())
 
 
 def _urls(folder: Path, stack: ExitStack) -> dict[str, str]:
@@ -65,10 +97,13 @@ def _urls(folder: Path, stack: ExitStack) -> dict[str, str]:
     return urls
 
 
-def _sum(operations: int, interrupted: int, rounds: int, wrong: Counter[str], began: float) -> str:
+def _sum(total: Ledger, rounds: int, wrong: Counter[str], began: float) -> str:
     faults = ", ".join(f"{wrong[kind]} {kind}" for kind in KINDS)
     seconds = time.monotonic() - began
-    return f"{operations} operations, {interrupted} cut off, {rounds} rounds, {seconds:.0f} s: {faults}"
+    return (
+        f"{total.operations} operations, {total.interrupted} cut off, {total.struck} struck, "
+        f"{rounds} rounds, {seconds:.0f} s: {faults}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ class Ledger:
     Attributes:
         operations: How many operations have run.
         interrupted: How many of them were cancelled, or ended by a limit.
+        struck: How many have failed because a connection was ended.
         told: Token -> the operation, and the row counts that are right.
         wrong: Kind of fault -> what happened.
     """
 
     operations: int = 0
     interrupted: int = 0
+    struck: int = 0
     told: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     wrong: list[tuple[str, str]] = field(default_factory=list)
 
@@ -45,6 +47,11 @@ class Ledger:
     def undone(self, token: int) -> None:
         """Note that its rows were reported as rolled back, or refused."""
         self.told[token] = self.told[token][0], (0,)
+
+    def undone_unless_told(self, token: int) -> None:
+        """Note that its rows cannot be there, unless it was reported what became of them."""
+        if self.told[token][1][0] == 0:
+            self.undone(token)
 
     def complain(self, kind: str, what: str) -> None:
         """Note what must not happen."""
@@ -65,12 +72,14 @@ class Ledger:
     def save(self, path: Path) -> None:
         """Write it down, for the parent of a forked child."""
         told = [(token, *entry) for token, entry in self.told.items()]
-        path.write_text(json.dumps([self.operations, self.interrupted, told, self.wrong]))
+        counts = self.operations, self.interrupted, self.struck
+        path.write_text(json.dumps([*counts, told, self.wrong]))
 
     def add(self, path: Path) -> None:
         """Take a child's ledger in."""
-        operations, interrupted, told, wrong = json.loads(path.read_text())
+        operations, interrupted, struck, told, wrong = json.loads(path.read_text())
         self.operations += operations
         self.interrupted += interrupted
+        self.struck += struck
         self.told |= {token: (operation, tuple(rows)) for token, operation, rows in told}
         self.wrong += [(kind, f"in a child: {what}") for kind, what in wrong]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from loopsafe_db.errors import LoopsafeError
+from loopsafe_db.errors import CommitUnknown, DriverError, LoopsafeError
 
 if TYPE_CHECKING:
     from random import Random
@@ -72,6 +72,8 @@ class Task:
         random: Its own, from the storm's seed.
         ledger: What this process was told.
         expected: What `look` gives on a connection that nobody has touched, without the token.
+        operation: What it does now.
+        unsure: The tokens of that of which nothing was told yet.
     """
 
     db: Database
@@ -79,6 +81,13 @@ class Task:
     ledger: Ledger
     expected: tuple[Any, ...]
     operation: str = ""
+    unsure: list[int] = field(default_factory=list)
+
+    def failed(self, error: DriverError) -> None:
+        """Note that an operation has failed as it may: nothing is stored of one that may be done again."""
+        if error.retryable:
+            for token in self.unsure:
+                self.ledger.undone_unless_told(token)
 
     @property
     def dialect(self) -> str:
@@ -87,7 +96,9 @@ class Task:
 
     def token(self, rows: int = 1) -> int:
         """Give a new token."""
-        return self.ledger.token(self.operation, rows)
+        token = self.ledger.token(self.operation, rows)
+        self.unsure.append(token)
+        return token
 
     async def write(self, on: Database | Connection | None = None) -> int:
         """Write one row; the caller notes what becomes of it."""
@@ -118,6 +129,9 @@ OPERATIONS: dict[str, Operation] = {}
 PLAIN: set[str] = (
     set()
 )  # those whose traces on the one connection of `force_rollback` are meant to be met
+
+
+ALONE = {"raw_connection_is_used"}  # with the driver: it has errors of its own
 
 
 def operation(function: Operation) -> Operation:
@@ -178,6 +192,19 @@ async def transaction_commits(task: Task) -> None:
 
 
 @operation
+async def transaction_is_run_again(task: Task) -> None:
+    tokens: list[int] = []
+
+    async def write() -> None:
+        for token in tokens:
+            task.ledger.undone(token)
+        tokens.append(await task.write())
+
+    await task.db.run_in_transaction(write)
+    task.ledger.kept(tokens[-1])
+
+
+@operation
 async def transaction_rolls_back(task: Task) -> None:
     tokens = []
     with suppress(Unwanted):
@@ -225,6 +252,8 @@ async def error_is_swallowed_in_a_block(task: Task) -> None:
             await task.db.execute(WRITE, {"token": token})
             with suppress(Exception):  # the server's, by the driver
                 await task.db.fetch_all(FAILS[task.dialect])
+    except CommitUnknown:
+        raise
     except LoopsafeError:
         task.ledger.undone(token)
     else:

@@ -20,12 +20,15 @@ from anyio import move_on_after
 from sqlalchemy import make_url
 
 from loopsafe_db import Database
+from loopsafe_db.errors import CommitUnknown, ConnectError, ConnectionLost
 from tests.storm.ledger import Ledger
-from tests.storm.operations import LOOKS, OPERATIONS, PLAIN, Task
+from tests.storm.lightning import lightning
+from tests.storm.operations import ALONE, LOOKS, OPERATIONS, PLAIN, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+STRUCK = (ConnectionLost, CommitUnknown, ConnectError)  # how an operation may fail under lightning
 CHILD_TIMEOUT = 60  # seconds; then it says where it is, and ends
 SET_UP = {
     "postgresql": (
@@ -60,6 +63,7 @@ class Weather:
         forks: Children, forked while the threads run.
         undone: Whether all is done under `Database.force_rollback`.
         uvloop: Whether loops are uvloop's.
+        lightning: Whether connections are ended at any moment; not where one has all that is undone.
     """
 
     seed: str
@@ -72,6 +76,7 @@ class Weather:
     forks: int = 1
     undone: bool = False
     uvloop: bool = False
+    lightning: bool = False
 
     @classmethod
     def of(cls, seed: str, driver: str) -> Weather:
@@ -88,6 +93,7 @@ class Weather:
             forks=0 if undone else random.randint(0, 2),
             undone=undone,
             uvloop=random.random() < 0.4,
+            lightning=driver != "aiosqlite" and not undone and random.random() < 0.4,
         )
 
 
@@ -98,9 +104,24 @@ def set_up(url: str) -> None:
 
 def blow(url: str, weather: Weather, folder: Path) -> Ledger:
     """Let one round happen; give what it was told, compared with what is in the database."""
-    database = Database(_with_driver(url, weather.driver), max_size=weather.connections)
     _ask(url, "DELETE FROM storm")
     ledger, expected = Ledger(), asyncio.run(_as_new(url, weather.driver))
+    with lightning(url, weather.seed) if weather.lightning else nullcontext(url) as way:
+        database = Database(_with_driver(way, weather.driver), max_size=weather.connections)
+        _rage(database, weather, folder, ledger, expected)
+    found = Counter(token for (token,) in _ask(url, "SELECT token FROM storm"))
+    ledger.compare(found, all_undone=weather.undone)
+    return ledger
+
+
+def _rage(
+    database: Database,
+    weather: Weather,
+    folder: Path,
+    ledger: Ledger,
+    expected: tuple[Any, ...],
+) -> None:
+    """Run the threads and the children of a round to their ends."""
     with database.force_rollback() if weather.undone else nullcontext():
         threads = [
             threading.Thread(
@@ -109,7 +130,7 @@ def blow(url: str, weather: Weather, folder: Path) -> Ledger:
             for n in range(weather.threads)
         ]
         # SQLite's own locks do not survive a fork beside threads that use it.
-        together = make_url(url).get_backend_name() != "sqlite"
+        together = database.url.dialect != "sqlite"
         children = [] if together else _fork(database, weather, folder, expected)
         for thread in threads:
             thread.start()
@@ -122,9 +143,6 @@ def blow(url: str, weather: Weather, folder: Path) -> Ledger:
         if weather.undone:
             asyncio.run(database.disconnect())
     asyncio.run(database.disconnect())
-    found = Counter(token for (token,) in _ask(url, "SELECT token FROM storm"))
-    ledger.compare(found, all_undone=weather.undone)
-    return ledger
 
 
 async def _as_new(url: str, driver: str) -> tuple[Any, ...]:
@@ -155,25 +173,32 @@ def _work(
 
 
 async def _together(tasks: list[Task], weather: Weather) -> None:
-    names = [name for name in OPERATIONS if not (weather.undone and name in PLAIN)]
+    left_out = PLAIN if weather.undone else ALONE if weather.lightning else ()
+    names = [name for name in OPERATIONS if name not in left_out]
     async with asyncio.TaskGroup() as group:
         for task in tasks:
-            group.create_task(_steps(task, names, weather.steps))
+            group.create_task(_steps(task, names, weather))
 
 
-async def _steps(task: Task, names: list[str], steps: int) -> None:
-    for _ in range(steps):
+async def _steps(task: Task, names: list[str], weather: Weather) -> None:
+    for _ in range(weather.steps):
         task.operation = task.random.choice(names)
         task.ledger.operations += 1
+        task.unsure = []
         try:
             if not await _step(task):
                 task.ledger.interrupted += 1
         except Exception as error:  # noqa: BLE001 (whatever it is, nobody has asked for it)
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            what = (
-                f"{type(error).__name__}: {error}, {os.path.basename(last.filename)}:{last.lineno}"
-            )
-            task.ledger.complain("innocent", f"{task.operation}: {what}")
+            if weather.lightning and isinstance(error, STRUCK):
+                task.ledger.struck += 1
+                task.failed(error)
+            else:
+                task.ledger.complain("innocent", f"{task.operation}: {_where(error)}")
+
+
+def _where(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error}, {os.path.basename(last.filename)}:{last.lineno}"
 
 
 async def _step(task: Task) -> bool:
