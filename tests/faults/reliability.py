@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/explanation/reliability.md"
-BEGIN, END = "<!-- written by python -m tests.faults.reliability -->\n", "\n<!-- end -->"
+BEGIN, END = "<!-- written by python -m tests.faults.reliability -->\n", "<!-- end -->"
 PATIENCE = 10.0  # seconds for what has limits of 2, 3 and 4 s; then it is cancelled
 BOUND = 60.0  # seconds for a process
 _SOON = 0.5  # seconds, after which a caller cancels, or a server is there again
@@ -445,7 +445,7 @@ def write() -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     found = table(dict(zip(keys, cells, strict=True)))
-    PAGE.write_text(f"{before}{BEGIN}\n{promises()}\n\n{found}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{promises()}\n\n{found}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
