@@ -15,9 +15,11 @@ class Block:
 
     def enter(self) -> None:
         """Note that the running code, and whatever it starts, is inside from now on."""
-        # Blocks that were left in another context, as a generator's are by the garbage collector, go here.
-        others = (block for block in _blocks.get() if not block._ended)  # noqa: SLF001
-        _blocks.set(frozenset((*others, self)))
+        blocks = {self}
+        if others := _blocks.get():
+            # Blocks that were left in another context, as a generator's are by the garbage collector, go here.
+            blocks.update(block for block in others if not block._ended)  # noqa: SLF001
+        _blocks.set(frozenset(blocks))
 
     def leave(self) -> None:
         """Note that the running code is so no longer; what it has started still is."""

@@ -500,7 +500,7 @@ class Connection:
         if self._owner is not None:  # it was entered before
             self._begin_anew()
         self._owner, self._key, self._taken_at = current_task(), current_key(), place
-        loop = asyncio.get_running_loop()
+        loop = self._owner.get_loop()
         entry = self._pool.acquire_nowait(loop) or await self._pool.acquire(self._acquire_timeout)
         self._entry, self._raw = entry, entry.raw
         entry.taken_at, entry.in_doubt = place, False
@@ -666,7 +666,8 @@ class Connection:
     def _note_text(self, compiled: CompiledText) -> None:
         """Note what is about to be sent."""
         self._pool.note(compiled.text)
-        self._touch(compiled.touches)
+        if compiled.touches:
+            self._touch(compiled.touches)
 
     def _touch(self, touches: int) -> None:
         if touches and self._entry is not None:
@@ -799,7 +800,9 @@ class Connection:
     def _limit(self, timeout: float | None) -> float | None:
         return self._pool.options.timeouts.statement if timeout is None else timeout
 
-    async def run(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
+    def run(
+        self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False
+    ) -> Awaitable[T]:
         """Run one operation on the driver's connection, in turn.
 
         Args:
@@ -809,7 +812,7 @@ class Connection:
         Raises:
             ReleasedError: The block of the connection has ended before it was this task's turn.
         """
-        return await self._in_turn(lambda: self._do(operation, begins=begins))
+        return self._in_turn(lambda: self._do(operation, begins=begins))
 
     async def _run_text(
         self,
@@ -830,18 +833,17 @@ class Connection:
         return error
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
-        return await self._noted((self._settled if begins else self._await)(operation(self._raw)))
-
-    async def _noted(self, operation: Awaitable[T]) -> T:
-        """Await an operation; what fails, or is cancelled, may be why the server does not commit its transaction."""
         try:
-            return await operation
+            return await (self._settled if begins else self._await)(operation(self._raw))
         except BaseException as error:
             self.note_failure(error)
             raise
 
     def note_failure(self, error: BaseException) -> None:
-        """Note in the innermost transaction what has failed there, as the driver's own error."""
+        """Note in the innermost transaction what has failed there, as the driver's own error, or was cancelled.
+
+        It may be why the server does not commit.
+        """
         if self._transactions:
             innermost, error = self._transactions[-1], drivers_own(error)
             innermost.failure = innermost.failure or error
@@ -1022,8 +1024,7 @@ def current_task() -> asyncio.Task[Any]:
         NoRunningLoopError: No loop runs in this thread.
         TransactionError: The loop runs a callback.
     """
-    running_loop("a query")
-    task = asyncio.current_task()
+    task = asyncio.current_task(running_loop("a query"))
     if task is None:
         raise TransactionError(
             "a connection belongs to an asyncio task, and this code runs in none"

@@ -554,7 +554,7 @@ class Database:
 
     def _free_pool(self) -> ConnectionPool | None:
         """Give the pool, unless the running task has a connection that it has to use."""
-        pool = self._pool()
+        pool = self._overrides.current.find_pool()
         if not pool.direct:
             return None
         if not pool.bound:

@@ -123,7 +123,11 @@ class PinnedConnection(Connection):
         """Run one operation so that its failure undoes nothing else."""
         if self._transactions:
             if super()._is_welcome(nests=False):
-                return await self._noted(operation(self._raw))
+                try:
+                    return await operation(self._raw)
+                except BaseException as error:
+                    self.note_failure(error)
+                    raise
             return await self._do_as_a_stranger(operation)
         guard = await self._guarded()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -11,6 +12,55 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ENDING_TIMEOUT = 2.0  # seconds for a statement, a transaction or a connection to end
+
+
+class Alarm:
+    """Gives up what has taken more than `ENDING_TIMEOUT` to end.
+
+    What is set and cleared again and again in one loop has one timer there: a timer for each costs more than the rest
+    of what ends.
+    """
+
+    __slots__ = ("__weakref__", "_give_up", "_loop", "_since")
+    _give_up: Callable[[], None] | None  # while it is set
+    _loop: Callable[[], object]  # the one with the timer
+
+    def __init__(self) -> None:
+        self._give_up, self._loop, self._since = None, _nowhere, 0.0
+
+    def set(self, loop: asyncio.AbstractEventLoop, give_up: Callable[[], None]) -> None:
+        """Have this called in time, in the running loop `loop`, unless `clear` is called before."""
+        self._give_up, self._since = give_up, time.monotonic()
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            loop.call_later(ENDING_TIMEOUT, _look_at, weakref.ref(self))
+
+    def clear(self) -> None:
+        """Say that it has ended."""
+        self._give_up = None
+
+    def look(self) -> None:
+        """Give up if it is time; else look again then, as long as it is set."""
+        loop = asyncio.get_running_loop()
+        if self._loop() is not loop:
+            return  # what is to end is in another loop by now
+        left = self._since + ENDING_TIMEOUT - time.monotonic()
+        if self._give_up is not None and left > 0:
+            loop.call_later(left, _look_at, weakref.ref(self))
+            return
+        give_up, self._give_up, self._loop = self._give_up, None, _nowhere
+        if give_up is not None:
+            give_up()
+
+
+def _look_at(ref: Callable[[], Alarm | None]) -> None:
+    alarm = ref()
+    if alarm is not None:
+        alarm.look()
+
+
+def _nowhere() -> None:
+    """Be the reference to a loop that is not there."""
 
 
 async def to_the_end(

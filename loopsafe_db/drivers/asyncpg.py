@@ -11,6 +11,7 @@ import types
 import weakref
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -123,7 +124,7 @@ _IDLE = ConnectionState.IDLE
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
 _SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
 # What asyncpg tells its users of a connection.
-_CALLBACKS = ("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers")
+_callbacks = attrgetter("_listeners", "_log_listeners", "_termination_listeners", "_query_loggers")
 _FAILED = (
     OSError,
     asyncpg.PostgresError,
@@ -727,10 +728,11 @@ class AsyncpgDriver:
         if not args and self._is_script(sql):
             with _limit(timeout):
                 return _affected(await raw.execute(sql, timeout=timeout))
-        if sql[:4] in _SETS and not args:
+        if sql[:4] in _SETS and not args and not raw._query_loggers:  # noqa: SLF001
             # Neither rows nor a plan: the simple protocol costs asyncpg less.
-            with _limit(timeout):
-                return _affected(await BaseConnection.execute(raw, sql, timeout=timeout))
+            raw._check_open()  # noqa: SLF001
+            answer = raw.guarded_protocol().query(sql, timeout)
+            return _affected(await (answer if timeout is None else _limited(answer, timeout)))
         try:
             return await _execute(raw, sql, args, timeout)
         except _STALE as error:
@@ -813,7 +815,7 @@ class AsyncpgDriver:
         return found
 
     def state(self, raw: GuardedConnection) -> ConnectionState:
-        protocol = raw._protocol  # noqa: SLF001
+        protocol = raw.guarded_protocol()  # `_protocol` is a call more
         if raw._stmt_exclusive_section._acquired or protocol._is_cancelling():  # noqa: SLF001
             return ConnectionState.BUSY
         # `_top_xact` is set before BEGIN is sent
@@ -849,9 +851,9 @@ class AsyncpgDriver:
         if query is None:
             await raw.close()
             return
-        for callbacks in _CALLBACKS:
-            getattr(raw, callbacks).clear()
-        await BaseConnection.execute(raw, query)  # ours would take it for a user's DISCARD
+        for callbacks in _callbacks(raw):
+            callbacks.clear()
+        await raw._protocol.query(query, None)  # noqa: SLF001 (execute() would take it for a user's DISCARD)
         await initialise()
 
     def hand_out(self, raw: GuardedConnection) -> Any:
@@ -867,7 +869,7 @@ class AsyncpgDriver:
         return bool(raw.is_closed() if transport is None else transport.closing)
 
     def is_lost(self, raw: GuardedConnection, since: float) -> bool:
-        transport = raw.guarded_transport
+        transport = raw.guarded_socket()
         if transport is None or transport.closing:
             return self.is_closed(raw)
         # A server that was not asked says farewell; or sends what is listened to, under ``reset="never"``.
@@ -1066,12 +1068,15 @@ async def _run(
     status: bool = False,
 ) -> tuple[Any, Any]:
     """Do what asyncpg's _execute() does, in fewer steps where the statement is prepared; give that, too."""
-    raw._check_open()  # noqa: SLF001
+    raw.guarded_owner.check(raw)
+    protocol = raw.guarded_protocol()
+    if raw._aborted or protocol is None or not protocol.is_connected():  # noqa: SLF001
+        raw._check_open()  # noqa: SLF001 (tells it)
     with raw._stmt_exclusive_section:  # noqa: SLF001
         statement = raw.guarded_prepared(sql, record_class)
         if statement is not None:
             try:
-                return await raw._protocol.bind_execute(  # noqa: SLF001
+                return await protocol.bind_execute(
                     statement, args, "", limit, status, timeout
                 ), statement
             except asyncpg.OutdatedSchemaCacheError:

@@ -16,6 +16,7 @@ from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from loopsafe_db._runtime.endings import Alarm
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
@@ -77,6 +78,7 @@ class PoolEntry(_ConnectionRecord):
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
         touched: What has to be undone before anybody else gets it. It says so before anything is sent.
         handed_out: The driver's own connection, as the user has it.
+        alarm: Ends it where ending a transaction, or a session, takes too long.
     """
 
     raw: Any = None
@@ -104,7 +106,7 @@ class PoolEntry(_ConnectionRecord):
 
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(pool.queue, connect=False)
-        self.lender = pool
+        self.lender, self.alarm = pool, Alarm()
         self._share = random.uniform(_SHORTEST_LIFE, 1.0)
         self._lent, self._rested = pool.driver.traits.lent, pool.driver.traits.rested
 
@@ -118,11 +120,6 @@ class PoolEntry(_ConnectionRecord):
     def is_old(self) -> bool:
         """Whether it has been idle or open for too long."""
         return self.fresh_until <= time.monotonic()
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it was open for too long when its last user gave it back."""
-        return self.fresh_until <= self.rested
 
     @property
     def is_open(self) -> bool:

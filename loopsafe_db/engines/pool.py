@@ -113,7 +113,7 @@ class SharedQueue(Pool):
     @property
     def prepares(self) -> bool:
         """Whether `prepare_again` has anything to do."""
-        level = self.find_pool().engine.dialect._on_connect_isolation_level  # noqa: SLF001
+        level = cast("Any", self._dialect)._on_connect_isolation_level  # noqa: SLF001
         return level is not None or bool(self._listeners())
 
     def _listeners(self) -> list[Any]:
@@ -384,6 +384,11 @@ class ConnectionPool:
         if self.options.init is not None:
             await self.options.init(user_side(self.driver, raw))
 
+    @property
+    def initialises(self) -> bool:
+        """Whether `initialise_again` has anything to do."""
+        return self.options.init is not None or self.queue.prepares
+
     async def initialise_again(self, entry: PoolEntry) -> None:
         """Have done to a session that was reset what was done to it when it was new."""
         await self.initialise(entry.raw)
@@ -473,13 +478,15 @@ class ConnectionPool:
         loop = entry.home_ref()
         if entry.dbapi_connection is None:
             self.counts.returns_bad += entry.raw is not None
-        elif entry.is_spent or (self._ending and entry.home_ref in self._ending):
-            entry.terminate()  # in the latter case nothing closes it later
-        elif loop is not None:
+        elif entry.fresh_until <= entry.rested:
+            entry.terminate()  # it was open for too long
+        elif self._ending and entry.home_ref in self._ending:
+            entry.terminate()  # nothing closes it later
+        elif loop is not None and (self.pinned is not None or self.lending.contended(loop)):
             if self.pinned is None and self.lending.hand_on(entry, loop):
                 entry.task_ref = None
                 return
-            if self._may_leave and (self.pinned is not None or self.lending.contended(loop)):
+            if self._may_leave:
                 entry.leave()
         # Last, and at once: what is in neither is lost for a while if an exception strikes.
         if self.lending.held.pop(entry, None) is not None:

@@ -101,13 +101,10 @@ class Returning:
             return
         if entry.interrupted or entry.in_doubt or self._driver.state(entry.raw) is not _IDLE:
             await self._end_transaction(entry)
-        if entry.touched and entry.is_open:
-            await self._end_use(entry)
-
-    async def _end_use(self, entry: PoolEntry) -> None:
-        """Undo what may have been changed of a session, or close it where nobody is to use it any more."""
+        if not entry.touched or not entry.is_open:
+            return
         if entry.touched & Touched.LAST and not self._pool.only_one:
-            await self._pool.close_entry(entry)
+            await self._pool.close_entry(entry)  # nobody is to use it any more
         else:
             await self.reset_session(entry)
 
@@ -144,12 +141,12 @@ class Returning:
         entry.take_back()
         if not entry.is_open or self._pool.key.pid != os.getpid():
             return
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if self._pool.only_one or task is None or task.cancelling():
             await or_give_up(partial(self._reset_session, entry), ENDING_TIMEOUT, entry.terminate)
             return
-        # An alarm costs a third of what `asyncio.timeout` does.
-        alarm = asyncio.get_running_loop().call_later(ENDING_TIMEOUT, entry.terminate)
+        entry.alarm.set(loop, entry.terminate)
         try:
             await self._reset_session(entry)
         except BaseException as error:
@@ -157,7 +154,7 @@ class Returning:
             if not isinstance(error, Exception):
                 raise
         finally:
-            alarm.cancel()
+            entry.alarm.clear()
 
     # -- below
 
@@ -187,7 +184,8 @@ class Returning:
         raw, hook = entry.raw, self._pool.options.reset
         touched = entry.touched & ~Touched.USED
         if touched and hook != "never" and self._pool.options.pgbouncer != "transaction":
-            initialise = partial(self._pool.initialise_again, entry)
+            pool = self._pool
+            initialise = partial(pool.initialise_again, entry) if pool.initialises else _nothing
             await self._driver.reset_session(raw, touched, initialise)
             self._pool.counts.resets += 1
         if callable(hook) and not self._driver.is_closed(raw):
@@ -203,6 +201,10 @@ class Returning:
         if isinstance(error, LoopsafeError):  # ours: before anything was sent
             return not isinstance(error, (TimeoutError, ConnectionError))
         return isinstance(error, Exception) and self._driver.is_answer(entry.raw, error)
+
+
+async def _nothing() -> None:
+    """Do again nothing."""
 
 
 def mark_doubt(dialect: Any) -> None:
@@ -228,14 +230,14 @@ def end_in_time(dialect: Any, driver: Driver) -> None:
         ):
             do_rollback(proxy)
             return
-        alarm = asyncio.get_running_loop().call_later(ENDING_TIMEOUT, entry.terminate_in_use)
+        entry.alarm.set(asyncio.get_running_loop(), entry.terminate_in_use)
         try:
             do_rollback(proxy)
         except Exception:
             if entry.is_open:
                 raise
         finally:
-            alarm.cancel()
+            entry.alarm.clear()
 
     dialect.do_rollback = call
 

@@ -34,9 +34,9 @@ def wire(postgres_url: str) -> Iterator[Wire]:
         yield wire
 
 
-def handle(wire: Wire, driver: str, **timeouts: Any) -> Database:
+def handle(wire: Wire, driver: str, max_size: int = 2, **timeouts: Any) -> Database:
     url = wire.url.set(drivername=f"postgresql+{driver}")
-    return Database(url, max_size=2, timeouts=Timeouts(**timeouts), scope=SCOPE)
+    return Database(url, max_size=max_size, timeouts=Timeouts(**timeouts), scope=SCOPE)
 
 
 async def text(database: Database) -> None:
@@ -166,15 +166,28 @@ async def test_a_rollback_that_gets_no_answer_ends_the_connection_and_asks_nothi
     await works_again(wire, database)
 
 
-async def test_a_reset_that_gets_no_answer_ends_the_connection(wire: Wire, driver: str) -> None:
-    database = handle(wire, driver)
-    await text(database)
-    wire.hush = lambda data: b"RESET" in data
+@pytest.mark.parametrize("is_another_loop", [False, True])
+def test_a_reset_that_gets_no_answer_ends_the_connection(
+    wire: Wire, driver: str, is_another_loop: bool
+) -> None:
+    database = handle(wire, driver, max_size=1)
 
-    async with asyncio.timeout(IN_TIME), database.connection() as connection:
-        await connection.execute("SET statement_timeout = '54321ms'")
-    assert database.stats().terminated == 1
-    await works_again(wire, database)
+    async def set_something() -> None:
+        async with asyncio.timeout(IN_TIME), database.connection() as connection:
+            await connection.execute("SET statement_timeout = '54321ms'")
+
+    async def set_it_in_silence() -> None:
+        wire.hush = lambda data: b"RESET" in data
+        await set_something()
+        assert database.stats().idle == 0
+        await works_again(wire, database)
+
+    with asyncio.Runner() as runner:
+        runner.run(set_something())
+        if is_another_loop:  # else the two share a timer
+            asyncio.run(set_it_in_silence())
+        else:
+            runner.run(set_it_in_silence())
 
 
 @pytest.mark.parametrize("way", [text, transaction, session, stream])
