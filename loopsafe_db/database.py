@@ -136,19 +136,18 @@ class Database:
         return HandleEngine(self)
 
     async def connect(self) -> None:
-        """Open a connection now, to fail early. Never needed."""
+        """Open a connection now, to fail early. Never needed.
+
+        Or as many as ``min_connections``, side by side; these are kept until `disconnect`.
+        """
         pool = self._pool()
         if (joined := connections.joined(pool)) is not None:
             async with joined:
                 return
-        entries = []
-        try:
-            for _ in range(max(pool.options.pool.min_connections, 1)):
-                entries.append(await pool.acquire())
-                entries[-1].in_doubt = False
-        finally:
-            for entry in entries:
-                await pool.returning.release(entry)
+        entry = await pool.acquire()
+        entry.in_doubt = False
+        await pool.returning.release(entry)
+        await pool.open_least()
 
     async def disconnect(self) -> None:
         """Close what is idle in this loop; what others use stays, and a later call connects again.
@@ -160,6 +159,7 @@ class Database:
             if pool.pinned.outlives_disconnect:
                 return
             await pool.pinned.undo()
+        pool.keep_none()
         await pool.close()
 
     def expire_connections(self) -> None:

@@ -60,7 +60,8 @@ class PoolLimits:
             when its user gives it back, or while nobody uses it, and the next user opens another. None is no limit.
         pre_ping: Whether a connection is tried before each use. Without it one that the server or the network
             has ended is noticed too, where the end has reached this machine.
-        min_connections: How many `Database.connect` opens at least.
+        min_connections: How many `Database.connect` opens at least. They are kept, and replaced where they are lost,
+            until `Database.disconnect`, in that process, while an event loop runs.
         max_waiting: How many callers may wait for a connection; one more gets a `TooManyRequests`. 0 is no limit.
     """
 

@@ -20,6 +20,11 @@ def stuck_on(task: asyncio.Task[Any] | None) -> asyncio.Future[Any] | None:
     return future if future is not None and future.done() else None
 
 
+def may_be_left(task: asyncio.Task[Any]) -> None:
+    """Have nothing be said if the loop is closed before a task is done."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 def wake_all(waiting: Iterable[asyncio.Future[None]]) -> None:
     """Have futures be done, each in its own loop, if that is open; any thread may ask."""
     for waiter in waiting:

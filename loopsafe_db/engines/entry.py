@@ -311,13 +311,18 @@ class PoolEntry(_ConnectionRecord):
         self.thread = None
         if self.dbapi_connection is not None:
             self._rested(self.raw)
-        self.rested = now = time.monotonic()
-        self.fresh_until = now + self.lender.patience
-        if (recycle := self.lender.options.pool.recycle) is not None:
-            left = self.starttime + recycle * self._share - time.time()
-            self.fresh_until = min(self.fresh_until, now + left)
+        self.rested = time.monotonic()
+        self.keep()
+        self.fresh_until = min(self.fresh_until, self.rested + self.lender.patience)
         if (tell := self.lender.tell_use) is not None:
             tell(self)
+
+    def keep(self) -> None:
+        """Have it stay idle for as long as it may be open."""
+        self.fresh_until = math.inf
+        if (recycle := self.lender.options.pool.recycle) is not None:
+            left = self.starttime + recycle * self._share - time.time()
+            self.fresh_until = time.monotonic() + left
 
     def leave(self) -> None:
         """Let any loop have it."""

@@ -276,6 +276,14 @@ class Lending(Generic[E]):
             self._work()
         return item
 
+    def take_place(self, least: int) -> Slot | None:
+        """Give leave to open a connection if fewer than `least` are open, or being opened."""
+        with self._lock:
+            if self.open >= least:
+                return None
+            self.open += 1
+            return Slot.OPEN
+
     async def wait(self, timeout: float) -> E | Slot | None:
         """Wait in the queue; None if the time is over.
 
@@ -624,6 +632,7 @@ _LOCKING = {
     function.__code__
     for function in (
         Lending.take,
+        Lending.take_place,
         Lending.hand_on,
         Lending.take_idle,
         Lending.reconcile,

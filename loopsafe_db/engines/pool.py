@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
-from loopsafe_db._runtime.tasks import stuck_on
+from loopsafe_db._runtime.tasks import may_be_left, stuck_on
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import describe_target
@@ -39,6 +40,7 @@ from loopsafe_db.engines.returning import Returning
 from loopsafe_db.engines.stats import PoolStats, past
 from loopsafe_db.errors import (
     AcquireTimeout,
+    ConnectError,
     ConnectTimeout,
     ForeignLoopError,
     InvalidSettingError,
@@ -46,7 +48,7 @@ from loopsafe_db.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -247,7 +249,8 @@ class ConnectionPool:
         self._new: set[Any] = set()  # of those, the ones that SQLAlchemy has not seen
         self.counts = PoolStats()
         self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
+        self._least = 0  # connections that are kept open
         self._ending: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
         self._reaper = Reaper(self._reap)
 
@@ -378,6 +381,61 @@ class ConnectionPool:
                 raise
             target, what = describe_target(self.options.url), "the caller had no more time"
             raise ConnectTimeout(target, what) from error
+
+    async def open_least(self) -> None:
+        """Have `PoolLimits.min_connections` be open, and have lost ones replaced, until `keep_none`.
+
+        Raises:
+            ConnectError: One could not be opened.
+        """
+        self._least = self.options.pool.min_connections
+        await self._open_missing()
+
+    def keep_none(self) -> None:
+        """Have no connection be opened that nobody asks for."""
+        self._least = 0
+
+    async def _open_missing(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._least - self.lending.open):
+                    group.create_task(self._open_idle())
+        except ExceptionGroup as failed:
+            first = failed.exceptions[0]
+            raise first from first.__cause__
+
+    async def _open_idle(self) -> None:
+        """Open one of the least for whoever comes, if it is missing."""
+        entry = self._entry(self.lending.take_place(self._least))
+        if entry is None:
+            return
+        try:
+            await greenlet_spawn(entry.get_connection)
+        except BaseException as error:
+            entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
+            raise
+        await self.returning.release(entry)
+
+    def keep_least(self) -> None:
+        """Open in the running loop, if there is one that goes on, what is missing of the least."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001
+        goes_on = loop is not None and weakref.ref(loop) not in self._ending
+        if goes_on and self.lending.open < self._least and self.key.pid == os.getpid():
+            self._in_background(cast("Any", loop), self._replace_lost())
+
+    async def _replace_lost(self) -> None:
+        try:
+            await self._open_missing()
+        except ConnectError as error:
+            _log.warning("a lost connection was not replaced: %s", error)
+
+    def _in_background(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    ) -> None:
+        task = loop.create_task(work)
+        may_be_left(task)  # where the loop ends before, what it has is taken back
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     async def initialise(self, raw: Any) -> None:
         """Have ``init`` do what each new session needs."""
@@ -553,6 +611,7 @@ class ConnectionPool:
         self._end_idle(lambda _: True)
         for entry in list(self.lending.held):
             entry.touch(Touched.LAST)
+        self.keep_least()
 
     def before_fork(self) -> None:
         """End what is idle, where a connection that is open at a fork is in the way of the child's own."""
@@ -562,6 +621,7 @@ class ConnectionPool:
 
     def retire(self) -> bool:
         """End what is idle, and later what comes back; tell whether nothing is left. For when the handle is gone."""
+        self.keep_none()
         nothing_left = self.lending.retire()
         if nothing_left:
             self._retire_stats()
@@ -697,14 +757,28 @@ class ConnectionPool:
         if not self.lending.retired:  # else the timer would keep what nobody has any more
             loop.call_later(pause, self._tick, loop, pause)
         here = None, loop
-        if old := self.lending.take_idle(lambda e: e.is_old and e.home in here, weakref.ref(loop)):
-            task = loop.create_task(self._close(old))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        is_left = self._spare()
+        if old := self.lending.take_idle(
+            lambda e: e.home in here and is_left(e), weakref.ref(loop)
+        ):
+            self._in_background(loop, self._close(old))
+        self.keep_least()
+
+    def _spare(self) -> Callable[[PoolEntry], bool]:
+        """Give what tells of an idle connection, once, whether to close it: it is too old, and none of the least."""
+        spare = itertools.count(self.lending.open - self._least, -1)
+
+        def is_left(entry: PoolEntry) -> bool:
+            if entry.is_old and next(spare) <= 0:
+                entry.keep()
+            return entry.is_old
+
+        return is_left
 
     def _reap(self) -> float | None:
         """End, in the reaper's thread, what no loop has and nobody used for long, or what is open for too long."""
-        self._end_idle(lambda entry: entry.is_old and entry.home is None)
+        is_left = self._spare()
+        self._end_idle(lambda entry: entry.home is None and is_left(entry))
         return self.options.pool.pause if self.lending.idle else None
 
 

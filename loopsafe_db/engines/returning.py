@@ -87,6 +87,10 @@ class Returning:
         if entry.is_open and not self.is_idle(entry):
             entry.terminate()
         self._pool.give_back(entry)
+        if (
+            entry.raw is not None and not entry.is_open
+        ):  # one that could not be opened is not tried again at once
+            self._pool.keep_least()
 
     async def make_idle(self, entry: PoolEntry) -> None:
         """Undo what is left open on a connection, or end it: nobody is to use it before it is released."""
