@@ -536,10 +536,8 @@ class ConnectionPool:
         loop = entry.home_ref()
         if entry.dbapi_connection is None:
             self.counts.returns_bad += entry.raw is not None
-        elif entry.fresh_until <= entry.rested:
-            entry.terminate()  # it was open for too long
-        elif self._ending and entry.home_ref in self._ending:
-            entry.terminate()  # nothing closes it later
+        elif entry.fresh_until <= entry.rested or (self._ending and entry.home_ref in self._ending):
+            entry.terminate()  # it was open for too long, or nothing closes it later
         elif loop is not None and (self.pinned is not None or self.lending.contended(loop)):
             if self.pinned is None and self.lending.hand_on(entry, loop):
                 entry.task_ref = None

@@ -168,7 +168,7 @@ async def test_a_rollback_that_gets_no_answer_ends_the_connection_and_asks_nothi
 
 @pytest.mark.parametrize("is_another_loop", [False, True])
 def test_a_reset_that_gets_no_answer_ends_the_connection(
-    wire: Wire, driver: str, is_another_loop: bool
+    wire: Wire, driver: str, *, is_another_loop: bool
 ) -> None:
     database = handle(wire, driver, max_size=1)
 
