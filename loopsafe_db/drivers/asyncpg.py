@@ -816,6 +816,8 @@ class AsyncpgDriver:
 
     def state(self, raw: GuardedConnection) -> ConnectionState:
         protocol = raw.guarded_protocol()  # `_protocol` is a call more
+        if protocol is None:  # it is closed
+            return ConnectionState.BUSY
         if raw._stmt_exclusive_section._acquired or protocol._is_cancelling():  # noqa: SLF001
             return ConnectionState.BUSY
         # `_top_xact` is set before BEGIN is sent

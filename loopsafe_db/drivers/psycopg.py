@@ -936,9 +936,11 @@ async def _execute_many(
     await transaction.start()
     try:
         await cursor.executemany(sql, rows)
-    except BaseException:
+    except BaseException as error:
         if not raw.closed and raw.guarded_owner.is_here:
             await transaction.rollback()
+        if isinstance(error, AssertionError) and isinstance(error.__context__, psycopg.Error):
+            raise error.__context__ from None  # where its pipeline could not begin, psycopg hides why
         raise
     await transaction.commit()
     return _affected(cursor)

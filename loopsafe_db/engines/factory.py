@@ -33,14 +33,14 @@ from loopsafe_db.engines.compiled_clause import Clauses
 from loopsafe_db.engines.connecting import connect
 from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
-from loopsafe_db.engines.failing import named
+from loopsafe_db.engines.failing import named, tell_of_opening
 from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue, refuse_others
 from loopsafe_db.engines.returning import end_in_time, mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit_transactions
-from loopsafe_db.errors import ConnectTimeout, InvalidSettingError, LoopsafeError
+from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import (
     DRIVER_NAMES,
     HANDLE_NAMES,
@@ -304,17 +304,15 @@ def _connect_by(
 
 
 def _noting_end(initialize: Callable[[Connection], None]) -> Callable[[Connection], None]:
-    """Have what SQLAlchemy asks first of all fail alike, whatever it is that meets the end of the connection."""
+    """Have it told if the connection ends while SQLAlchemy asks what it asks first of all."""
 
     def call(connection: Connection) -> None:
         entry: Any = connection.connection._connection_record  # noqa: SLF001
         try:
             initialize(connection)
         except Exception as error:
-            driver = entry.lender.driver
-            if isinstance(error, LoopsafeError) or not driver.is_closed(entry.of_driver):
-                raise
-            raise ConnectionResetError(str(driver.original(error))) from error
+            tell_of_opening(entry, error)
+            raise
 
     return call
 

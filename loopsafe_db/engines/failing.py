@@ -74,6 +74,17 @@ def named(
     return made
 
 
+def tell_of_opening(entry: PoolEntry, error: Exception) -> None:
+    """Have what fails while a connection is opened fail alike, whatever it is that meets its end.
+
+    Raises:
+        ConnectionResetError: It has ended.
+    """
+    driver = entry.lender.driver
+    if not isinstance(error, LoopsafeError) and driver.is_closed(entry.of_driver):
+        raise ConnectionResetError(str(driver.original(error))) from error
+
+
 def _text(original: BaseException, query: CompiledText | str | None, pool: ConnectionPool) -> str:
     reason = (str(original).strip() or repr(original)).splitlines()[0]
     asked = "" if query is None else f"\nquery: {described(query)}"

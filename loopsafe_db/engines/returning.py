@@ -16,6 +16,7 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.entry import user_side
+from loopsafe_db.engines.failing import tell_of_opening
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import LoopsafeError
 from loopsafe_db.failures import drivers_own
@@ -226,12 +227,14 @@ def end_in_time(dialect: Any, driver: Driver) -> None:
 
     def call(proxy: Any) -> None:
         entry = _entry_of_proxy(proxy)
-        if (
-            entry is None
-            or entry.is_being_opened
-            or not in_greenlet()
-            or driver.state(entry.raw) is _IDLE
-        ):
+        if entry is not None and entry.is_being_opened:
+            try:
+                do_rollback(proxy)
+            except Exception as error:
+                tell_of_opening(entry, error)
+                raise
+            return
+        if entry is None or not in_greenlet() or driver.state(entry.raw) is _IDLE:
             do_rollback(proxy)
             return
         entry.alarm.set(asyncio.get_running_loop(), entry.terminate_in_use)

@@ -118,19 +118,19 @@ class Wire:
 
     def half_close(self) -> None:
         """Tell the clients that nothing more is said; what they say is still heard."""
-        for near in self._nears:
+        for near in list(self._nears):  # not of those who come meanwhile
             with suppress(OSError):
                 near.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
         """End what is connected, in order."""
-        for near in self._nears:
+        for near in list(self._nears):  # not of those who come meanwhile
             with suppress(OSError):
                 near.shutdown(socket.SHUT_RDWR)
 
     def reset(self) -> None:
         """End what is connected, as a host does that knows nothing of it."""
-        for near in self._nears:
+        for near in list(self._nears):  # not of those who come meanwhile
             with suppress(OSError):
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 near.shutdown(socket.SHUT_RD)  # whoever reads there holds it open
