@@ -25,7 +25,7 @@ from tests.storm.storm import Weather, blow, set_up
 
 DRIVERS = ("asyncpg", "psycopg", "aiosqlite")
 KINDS = ("lost", "kept", "foreign", "innocent")
-WARM = 30  # rounds after which nothing more is to grow
+WARM = 150  # rounds after which nothing more is to grow: until then caches fill
 LIMITS = {"descriptors": 0.0, "threads": 0.0, "MiB": 4.0}
 
 
