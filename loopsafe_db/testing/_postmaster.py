@@ -76,6 +76,7 @@ class Postmaster:
     ) -> None:
         self.owner = os.getpid()
         self.port = 0
+        self._settings: dict[str, str] = {}
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="ldb-pg-") if folder is None else folder)
         self.folder = self.folder.resolve()
@@ -105,12 +106,29 @@ class Postmaster:
         if not (self._cluster / "PG_VERSION").exists():
             self._make_cluster()
         self._start_guard()
+        self._settings = {**_THROW_AWAY, **settings}
         for attempt in range(1, _START_ATTEMPTS + 1):
-            self._launch({**_THROW_AWAY, **settings})
+            self.port = _free_port()
+            self._launch()
             if self._answers_within(timeout):
                 return
             if not self._port_was_taken() or attempt == _START_ATTEMPTS:
                 self._fail("PostgreSQL did not start", self._log_tail())
+
+    def restart(self, request: signal.Signals, timeout: float) -> None:
+        """End it by a signal, and start it again with its data, on its port."""
+        assert self._process is not None
+        self._process.send_signal(request)
+        self._process.wait(timeout)
+        give_up = time.monotonic() + timeout
+        while True:
+            self._launch()
+            if self._answers_within(timeout):
+                return
+            # The sessions of one that was killed have its memory until they notice.
+            if time.monotonic() > give_up:
+                self._fail("PostgreSQL did not start again", self._log_tail())
+            time.sleep(0.05)
 
     def stop(self) -> None:
         self._end_process()
@@ -205,10 +223,9 @@ class Postmaster:
     def _fate(self) -> str:
         return "delete" if self._temporary else "keep"
 
-    def _launch(self, settings: Mapping[str, str]) -> None:
-        self.port = _free_port()
+    def _launch(self) -> None:
         fixed = {"listen_addresses": HOST, "port": str(self.port), "unix_socket_directories": ""}
-        options = [f"--{name}={value}" for name, value in {**settings, **fixed}.items()]
+        options = [f"--{name}={value}" for name, value in {**self._settings, **fixed}.items()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._cluster, *options],

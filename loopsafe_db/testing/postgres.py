@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING, Self
+import signal
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
 from loopsafe_db.errors import MisuseError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["EmbeddedPostgres", "find_binaries"]
+_REQUESTS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "kill": signal.SIGKILL}
 
 
 class EmbeddedPostgres:
@@ -90,6 +92,18 @@ class EmbeddedPostgres:
                 server.stop()
             else:
                 server.disown()
+
+    def restart(self, how: Literal["fast", "immediate", "kill"] = "fast") -> None:
+        """End the server and start it again, at its address and with its data: to see what clients do then.
+
+        Args:
+            how: It says farewell to its clients, or to nobody, as after a crash, or is killed. In the latter two cases
+                it loses what was committed in the last moment, but for ``settings={"synchronous_commit": "on"}``.
+
+        Raises:
+            ServerUnavailableError: It did not start again; with the log's end.
+        """
+        self._running().restart(_REQUESTS[how], self._start_timeout)
 
     @property
     def url(self) -> str:

@@ -130,6 +130,20 @@ async def test_a_database_is_dropped_under_its_sessions() -> None:
         connection.terminate()
 
 
+@pytest.mark.parametrize("how", ["fast", "immediate", "kill"])
+def test_a_server_restarts_at_its_address_with_its_data(how: Any) -> None:
+    with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
+        url, began = server.url, fetch_val(server.url, "SELECT pg_postmaster_start_time()")
+        fetch_val(url, "SELECT 1 FROM (SELECT lo_create(4711)) AS made")
+        server.restart(how)
+
+        assert server.url == url
+        assert fetch_val(url, "SELECT pg_postmaster_start_time()") != began
+        assert fetch_val(url, "SELECT count(*) FROM pg_largeobject_metadata") == 1
+        folder = folder_of(server)
+    assert not folder.exists()
+
+
 def test_a_stop_does_not_wait_for_clients() -> None:
     with EmbeddedPostgres() as server:
         client = socket.create_connection(("127.0.0.1", make_url(server.url).port or 0))

@@ -1,0 +1,88 @@
+"""PostgreSQL restarts under the fleet, again and again: every meeting completes, with each result once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import reflector_workers
+from loopsafe_db import configure
+from loopsafe_db.testing.postgres import EmbeddedPostgres
+from reflector_workers.conductor import ConductorClient, StandInServer
+from reflector_workers.conductor.real import RealServer
+from reflector_workers.fleet import meeting_fleet
+from reflector_workers.progress import WorkflowState, done_by_type, failure_reasons, watch
+from reflector_workers.storage.schema import create_schema
+from tests.conftest import skip_without_postgres
+from tests.workers.support import row_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOLDER = Path(reflector_workers.__file__).parent
+PATIENCE = 150.0
+MEETINGS = 12
+RESTARTS_AT = (1, 10, 25, 40, 55)  # jobs that are done, of 60
+
+
+@pytest.fixture
+def conductor() -> Iterator[ConductorClient]:
+    """A stand-in, or the real server: ``CONDUCTOR=real``."""
+    kind = RealServer if os.environ.get("CONDUCTOR") == "real" else StandInServer
+    with kind() as server, ConductorClient(server.url) as client:
+        client.register_task_definitions(json.loads((FOLDER / "task_defs.json").read_text()))
+        client.put_workflow(json.loads((FOLDER / "workflow.json").read_text()))
+        yield client
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
+    """A server of this test's own, with the example's tables, that keeps what it has committed."""
+    settings = {"synchronous_commit": "on"}
+    with skip_without_postgres(), EmbeddedPostgres(settings=settings) as server:
+        configure(url=server.url)
+        asyncio.run(create_schema())
+        monkeypatch.setenv("LOOPSAFE_DB_URL", server.url)
+        yield server
+
+
+class Restarter:
+    """Restarts the server each time that so many jobs are done."""
+
+    def __init__(self, server: EmbeddedPostgres, how: Any) -> None:
+        self._server, self._how = server, how
+        self.left = list(RESTARTS_AT)
+
+    def look(self, states: list[WorkflowState]) -> None:
+        if self.left and done_by_type(states).total() >= self.left[0]:
+            self.left.pop(0)
+            self._server.restart(self._how)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["fast", "immediate", "kill"])
+def test_every_meeting_completes_though_postgresql_restarts(
+    conductor: ConductorClient,
+    server: EmbeddedPostgres,
+    short_meeting: Path,
+    tmp_path: Path,
+    how: str,
+) -> None:
+    restarter = Restarter(server, how)
+    with meeting_fleet(conductor.base_url, tmp_path):
+        given = {"folder": str(short_meeting)}
+        workflows = [
+            conductor.start_workflow("reflector_diarization", given) for _ in range(MEETINGS)
+        ]
+        states = watch(conductor, workflows, PATIENCE, restarter.look)
+
+    assert [state.status for state in states] == ["COMPLETED"] * MEETINGS, failure_reasons(states)
+    assert restarter.left == []
+    counts = row_counts()
+    expected = (MEETINGS, 2 * MEETINGS, 3 * MEETINGS)
+    assert (counts["meetings"], counts["tracks"], counts["outputs"]) == expected
