@@ -410,7 +410,7 @@ class EngineJSONB(postgresql.JSONB):
         """Leave it to the codec: SQLAlchemy 2.0 would decode what is decoded."""
 
 
-class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
+class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialect_asyncpg):
     """SQLAlchemy's dialect: without its cache where nothing may stay prepared, and with our name for PgBouncer."""
 
     supports_statement_cache = True
@@ -423,9 +423,8 @@ class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:
-        """Have errors named, and COPY refused."""
+        """Have errors named."""
         event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
-        event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def on_connect(self) -> Callable[[Any], Any]:
         """Give what SQLAlchemy does with a new connection."""
@@ -454,7 +453,7 @@ class EngineDialect(libpq.AsksAtOnce, PGDialect_asyncpg):
         self, cursor: Any, statement: str, parameters: Any, context: Any | None = None
     ) -> None:
         """Execute; then forget what the server has forgotten."""
-        super().do_execute(cursor, statement, parameters, context)  # type: ignore[no-untyped-call]
+        super().do_execute(cursor, statement, parameters, context)
         if libpq.DISCARDS.match(statement):
             cursor._connection.guarded_forget()  # noqa: SLF001
 

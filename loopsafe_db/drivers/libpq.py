@@ -376,8 +376,26 @@ class _Known:
         return self._connection.exec_driver_sql(statement)
 
 
-def refuse_engines_copy(_: Any, __: Any, statement: str, *___: Any) -> None:
-    """Refuse what `refuse_copy` does, for SQLAlchemy: its event ``before_cursor_execute``."""
+class RefusesCopy:
+    """Has a dialect of SQLAlchemy refuse what `refuse_copy` does."""
+
+    def do_execute(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute, with parameters."""
+        _refuse_engines_copy(statement)
+        super().do_execute(cursor, statement, *rest)  # type: ignore[misc]
+
+    def do_execute_no_params(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute, without."""
+        _refuse_engines_copy(statement)
+        super().do_execute_no_params(cursor, statement, *rest)  # type: ignore[misc]
+
+    def do_executemany(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute, with many."""
+        _refuse_engines_copy(statement)
+        super().do_executemany(cursor, statement, *rest)  # type: ignore[misc]
+
+
+def _refuse_engines_copy(statement: str) -> None:
     if "copy" in statement.lower():
         refuse_copy(lexer.statements(lexer.tokens(statement, "postgresql")), statement)
 

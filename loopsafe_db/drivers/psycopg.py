@@ -135,16 +135,15 @@ class TextDialect(PGDialect_psycopg):
         return EngineDialect
 
 
-class EngineDialect(libpq.AsksAtOnce, PGDialectAsync_psycopg):
+class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialectAsync_psycopg):
     """SQLAlchemy's dialect, for engines: it begins its transactions itself, on connections in autocommit."""
 
     supports_statement_cache = True
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:
-        """Have errors named, and COPY refused."""
+        """Have errors named."""
         event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
-        event.listen(engine, "before_cursor_execute", libpq.refuse_engines_copy)
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""

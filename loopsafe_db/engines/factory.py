@@ -319,7 +319,8 @@ def _noting_end(initialize: Callable[[Connection], None]) -> Callable[[Connectio
 
 def _listen(engine: Engine, options: DatabaseOptions) -> None:
     event.listen(engine.pool, "connect", refuse_others, insert=True)
-    event.listen(engine, "before_cursor_execute", _Touching(engine.dialect.name))
+    if options.force_rollback:  # else `mark_doubt` sees to it
+        event.listen(engine, "before_cursor_execute", _Touching(engine.dialect.name))
     event.listen(engine, "handle_error", _hear_of_error)
     if (limit := options.timeouts.statement) is not None:
         limit_statements(engine, options.url, limit)

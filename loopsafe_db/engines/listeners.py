@@ -43,6 +43,7 @@ def hand_on(before: AsyncEngine, engine: AsyncEngine) -> None:
                 heard = getattr(target.dispatch, event.name).for_modify(target.dispatch)
                 heard._update(event, only_propagate=False)  # noqa: SLF001
                 heard.listeners = deque(one for one in heard.listeners if id(one) not in own)
+                target._has_events = True  # noqa: SLF001 (as SQLAlchemy has it when somebody begins to listen)
 
 
 def unlock(engine: AsyncEngine) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
 from loopsafe_db.drivers.base import ConnectionState
-from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.drivers.session_state import Touched, touched_by_sql
 from loopsafe_db.engines.entry import user_side
 from loopsafe_db.engines.failing import tell_of_opening
 from loopsafe_db.engines.holders import caller
@@ -213,12 +213,15 @@ async def _nothing() -> None:
 
 
 def mark_doubt(dialect: Any) -> None:
-    """Have an engine's connections be in doubt while the dialect asks the server something."""
+    """Have an engine's connections be in doubt while the dialect asks the server something; and know what it changes.
+
+    By no event: with one, SQLAlchemy would make a list of listeners for each event of each connection.
+    """
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-        setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_context))
+        setattr(dialect, name, _executing(getattr(dialect, name), dialect.name))
     for name in ("do_begin", "do_rollback"):
-        setattr(dialect, name, _marking(getattr(dialect, name), _entry_of_proxy))
-    dialect.do_commit = _marking(_noting_commit(dialect.do_commit), _entry_of_proxy)
+        setattr(dialect, name, _marking(getattr(dialect, name)))
+    dialect.do_commit = _marking(_noting_commit(dialect.do_commit))
 
 
 def end_in_time(dialect: Any, driver: Driver) -> None:
@@ -249,16 +252,31 @@ def end_in_time(dialect: Any, driver: Driver) -> None:
     dialect.do_rollback = call
 
 
-def _marking(
-    do: Callable[..., None], entry_of: Callable[[Any], PoolEntry | None]
-) -> Callable[..., None]:
-    def call(*args: Any) -> None:
-        entry = entry_of(args[-1])
+def _executing(do: Callable[..., None], dialect: str) -> Callable[..., None]:
+    """Mark, and note what the statement may change of the session: that is undone at the release."""
+
+    def call(cursor: Any, statement: str, *rest: Any) -> None:
+        entry = _entry_of_context(rest[-1])
         if entry is None:  # the connection is being opened
-            do(*args)
+            do(cursor, statement, *rest)
+            return
+        if touched := touched_by_sql(statement, dialect):
+            entry.touch(touched)
+        entry.in_doubt = True
+        do(cursor, statement, *rest)
+        entry.in_doubt = False
+
+    return call
+
+
+def _marking(do: Callable[[Any], None]) -> Callable[[Any], None]:
+    def call(proxy: Any) -> None:
+        entry = _entry_of_proxy(proxy)
+        if entry is None:  # the connection is being opened
+            do(proxy)
             return
         entry.in_doubt = True
-        do(*args)
+        do(proxy)
         entry.in_doubt = False
 
     return call
