@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.compatibility.environment import DATABASES, ROOT, python_with
-from tests.compatibility.met_again import LIBRARIES, PLACES, WITHOUT_A_POOL
+from tests.compatibility.met_again import EVENTS, LIBRARIES, PLACES, WITHOUT_A_POOL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,19 +54,33 @@ def rows_of(page: str) -> dict[str, list[str]]:
 
 def test_readme_shows_where_a_handle_works(postgres_url: str) -> None:
     found = {library: outcomes_of(library, postgres_url) for library in LIBRARIES}
-    for place in PLACES:
+    for place in (*PLACES, *EVENTS):
         assert rows_of(README)[place] == [found[library][place] for library in LIBRARIES], place
 
 
 def test_sqlalchemy_without_a_pool_works_everywhere(postgres_url: str) -> None:
-    assert set(outcomes_of(WITHOUT_A_POOL, postgres_url).values()) == {"works"}
+    found = outcomes_of(WITHOUT_A_POOL, postgres_url)
+    assert {found[place] for place in PLACES} == {"works"}
 
 
-def test_readme_shows_what_a_connection_remembers() -> None:
-    assert (
-        rows_of(README)["what a `SET` is to the next user"]
-        == rows_of(REMEMBERED)["a setting, `SET`"]
-    )
+@pytest.mark.parametrize(
+    ("in_readme", "on_the_page"),
+    [
+        ("what a `SET` is to the next user", "a setting, `SET`"),
+        ("a `SET ROLE`", "`SET ROLE`"),
+        ("a session's advisory lock", "a session's advisory lock"),
+    ],
+)
+def test_readme_shows_what_a_connection_remembers(in_readme: str, on_the_page: str) -> None:
+    assert rows_of(README)[in_readme] == rows_of(REMEMBERED)[on_the_page]
+
+
+def test_every_cell_of_the_comparison_is_checked() -> None:
+    table = README.partition("## Beside others")[2].partition("\n## ")[0]
+    rows = {name for name, cells in rows_of(table).items() if name and len(cells) == len(LIBRARIES)}
+    checked = {*PLACES, *EVENTS, *(name for name in rows if "SET" in name)}
+    others = {"a session's advisory lock", "a `fetch_val` in one long loop"}
+    assert rows == {*checked, *others, "---"}
 
 
 def test_readme_shows_the_times_of_the_benchmark() -> None:
