@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections import Counter
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ class Weather:
         """Let the seed decide."""
         random = Random(seed)
         undone = random.random() < 0.15
-        return cls(
+        made = cls(
             seed,
             driver,
             connections=random.choice([1, 2, 5]),
@@ -93,8 +93,10 @@ class Weather:
             forks=0 if undone else random.randint(0, 2),
             undone=undone,
             uvloop=random.random() < 0.4,
-            lightning=driver != "aiosqlite" and not undone and random.random() < 0.4,
         )
+        # On uvloop 0.23 a socket that was reset has been seen to go from its epoll untold: who waits, waits for ever.
+        may_strike = driver != "aiosqlite" and not (undone or made.uvloop)
+        return replace(made, lightning=may_strike and random.random() < 0.6)
 
 
 def set_up(url: str) -> None:

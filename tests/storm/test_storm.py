@@ -35,13 +35,12 @@ def test_a_storm_loses_nothing_and_mixes_nothing_up(
     assert ledger.operations >= 150
 
 
-@pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_lightning_loses_nothing_that_was_told_and_is_met_as_errors_of_the_family(
-    postgres_url: str, driver: str, *, uvloop: bool, tmp_path: Path
+    postgres_url: str, driver: str, tmp_path: Path
 ) -> None:
     set_up(postgres_url)
-    weather = Weather(f"lightning-{driver}", driver, forks=1, uvloop=uvloop, lightning=True)
+    weather = Weather(f"lightning-{driver}", driver, forks=1, lightning=True)
 
     ledger = blow(postgres_url, weather, tmp_path)
 
