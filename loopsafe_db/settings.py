@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from loopsafe_db.options import DatabaseOptions
 
 _PREFIX = "LOOPSAFE_DB_"
-_ELSEWHERE = {"POOL_SIZE": "MAX_CONNECTIONS", "MAX_SIZE": "MAX_CONNECTIONS"}
+_ELSEWHERE = {
+    "MAX_LIFETIME": "RECYCLE",
+    "MAX_SIZE": "MAX_CONNECTIONS",
+    "POOL_SIZE": "MAX_CONNECTIONS",
+}
 
 
 class LoopsafeSettings(BaseSettings):

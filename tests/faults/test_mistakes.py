@@ -151,6 +151,7 @@ def test_an_unknown_option_names_what_may_be_meant(option: str, cure: str) -> No
     [
         ("MAX_CONECTIONS", "did you mean MAX_CONNECTIONS?"),
         ("POOL_SIZE", "here that is MAX_CONNECTIONS"),
+        ("MAX_LIFETIME", "here that is RECYCLE"),
     ],
 )
 def test_a_variable_that_nobody_reads_is_warned_of(
