@@ -75,7 +75,7 @@ class PoolStats:
 
     @property
     def requests_num(self) -> int:
-        """Acquisitions of a connection, for a call, a block or a session."""
+        """Acquisitions of a connection, for a call, a block or a session; and what was opened for `min_connections`."""
         opened = self.connections_num - self.connections_errors
         return self.reused + opened + self.requests_errors
 
