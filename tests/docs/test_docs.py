@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(?P<kind>[a-z]+ [a-z]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 ANCHOR = re.compile(r'<a id="([a-z0-9-]+)"></a>')
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
+PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IMPORT = re.compile(r"^ *(?:from|import) ([\w.]+)", re.MULTILINE)
+OF_THE_READER = ("app", "jobs", "mydriver", "shop")  # modules that pages make
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
@@ -103,6 +107,27 @@ def test_every_error_code_has_a_section() -> None:
     }
 
     assert documented == raised
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "how-to" in str(page)], ids=name_of)
+def test_what_a_how_to_imports_is_in_a_pip_line(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    code = "".join(PYTHON.findall(text))
+    imported = {name.partition(".")[0] for name in IMPORT.findall(code)}
+    installed = " ".join(re.findall(r"pip install ([^`\n]*)", text)).replace("-", "_")
+
+    beside = {*sys.stdlib_module_names, *OF_THE_READER, "loopsafe_db", "sqlalchemy"}
+    assert {name for name in imported - beside if not re.search(rf"\b{name}", installed)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_extras_of_pip_lines_are_there(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = re.findall(r"loopsafe-db\[([\w,-]+)\]", page.read_text(encoding="utf-8"))
+
+    assert {extra for line in lines for extra in line.split(",")} <= {
+        *project["optional-dependencies"]
+    }
 
 
 def test_every_public_name_is_on_the_page_of_the_api() -> None:
