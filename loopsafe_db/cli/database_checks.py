@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 IDLE_SECONDS = 30.0  # in a transaction, until it is worth a word
+BLOCKED_SECONDS = 1.0  # by another session's lock, until it is worth a word
 FULL = 0.8  # of the server's connections, until it is worth a word
 
 _SESSIONS = """
@@ -27,6 +28,15 @@ SELECT pid, application_name, coalesce(client_addr::text, 'this host') AS host,
 FROM pg_stat_activity
 WHERE state LIKE 'idle in transaction%' AND now() - state_change > make_interval(secs => :seconds)
 ORDER BY seconds DESC
+"""
+_BLOCKED = """
+SELECT blocked.pid, extract(epoch FROM now() - blocked.query_start)::float8 AS seconds,
+       left(blocked.query, 80) AS query,
+       blocker.pid AS by_pid, coalesce(nullif(blocker.application_name, ''), '?') AS by_name, blocker.state,
+       coalesce(blocker.client_addr::text, 'this host') AS host, left(blocker.query, 80) AS last
+FROM pg_stat_activity AS blocked
+JOIN pg_stat_activity AS blocker ON blocker.pid = ANY(pg_blocking_pids(blocked.pid))
+WHERE now() - blocked.query_start > make_interval(secs => :seconds) ORDER BY seconds DESC LIMIT 10
 """
 _MOST = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
@@ -55,6 +65,14 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
         yield Finding("D102", "warning", f"{used} of {most} connections are in use", seen, cure)
     else:
         yield Finding("D100", "ok", f"{used} of {most} connections are in use", seen)
+    for row in await database.fetch_all(_BLOCKED, {"seconds": BLOCKED_SECONDS}):
+        yield Finding(
+            "D104",
+            "warning",
+            f"pid {row['pid']} has waited for {row['seconds']:.0f} s for a lock: {row['query']}",
+            f"pid {row['by_pid']} has it, {row['by_name']} on {row['host']}, {row['state']}, last: {row['last']}",
+            f"have that transaction end, or SELECT pg_terminate_backend({row['by_pid']})",
+        )
     for row in await database.fetch_all(_IDLE, {"seconds": idle_seconds}):
         yield Finding(
             "D103",

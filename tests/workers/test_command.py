@@ -151,6 +151,34 @@ def test_doctor_names_who_is_idle_in_a_transaction(postgres_url: str) -> None:
     assert "SELECT 4711" in found
 
 
+def test_doctor_names_who_waits_for_whose_lock(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopsafe_db.cli.database_checks.BLOCKED_SECONDS", 0)
+    holder, waiter, watcher = (Database(postgres_url) for _ in range(3))
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+
+    async def look() -> list[str]:
+        await holder.execute("CREATE TABLE rooms AS SELECT 7 AS number")
+        async with holder.transaction():
+            await holder.execute("UPDATE rooms SET number = 8 /* the first */")
+            waits = asyncio.create_task(waiter.execute("UPDATE rooms SET number = 9"))
+            while not await watcher.fetch_val(blocked):  # noqa: ASYNC110 (no event tells of it)
+                await asyncio.sleep(0.01)
+            await holder.fetch_val("SELECT 4711")
+            found = [str(each) for each in await check_database(postgres_url)]
+        await waits
+        for handle in (holder, waiter, watcher):
+            await handle.disconnect()
+        return found
+
+    (found,) = (each for each in asyncio.run(look()) if each.startswith("D104 warning: pid "))
+
+    assert "for a lock: UPDATE rooms SET number = 9" in found
+    assert "idle in transaction, last: SELECT 4711" in found
+    assert "SELECT pg_terminate_backend(" in found
+
+
 def test_doctor_tells_of_the_journal_of_sqlite(tmp_path: Path) -> None:
     result = invoke("doctor", "--database", f"sqlite:///{tmp_path}/a.db", "--json")
 
