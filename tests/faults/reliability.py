@@ -134,6 +134,7 @@ def _restart(wire: Wire) -> None:
     wire.refuse()
     wire.cut()
     threading.Timer(_SOON, wire.serve).start()
+    time.sleep(0.1)  # until it has come here
 
 
 def _terminate_idle(wire: Wire) -> None:
