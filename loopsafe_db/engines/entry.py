@@ -311,18 +311,20 @@ class PoolEntry(_ConnectionRecord):
         self.thread = None
         if self.dbapi_connection is not None:
             self._rested(self.raw)
-        self.rested = time.monotonic()
-        self.keep()
-        self.fresh_until = min(self.fresh_until, self.rested + self.lender.patience)
+        self.rested = now = time.monotonic()
+        self.fresh_until = min(now + self.lender.patience, self._spent_at(now))
         if (tell := self.lender.tell_use) is not None:
             tell(self)
 
     def keep(self) -> None:
         """Have it stay idle for as long as it may be open."""
-        self.fresh_until = math.inf
-        if (recycle := self.lender.options.pool.recycle) is not None:
-            left = self.starttime + recycle * self._share - time.time()
-            self.fresh_until = time.monotonic() + left
+        self.fresh_until = self._spent_at(time.monotonic())
+
+    def _spent_at(self, now: float) -> float:
+        """Tell when it will have been open for too long, on the monotonic clock, which says `now`."""
+        if (recycle := self.lender.options.pool.recycle) is None:
+            return math.inf
+        return now + self.starttime + recycle * self._share - time.time()
 
     def leave(self) -> None:
         """Let any loop have it."""

@@ -297,13 +297,14 @@ class ConnectionPool:
             TooManyRequests: As many wait as may.
             ConnectError: The server refuses all that come, so that there is nothing to wait for.
         """
-        began, counts, waiting = time.monotonic(), self.counts, self.lending.waiting
+        began, counts, queued = time.monotonic(), self.counts, self.lending.queued
         seconds = self.options.timeouts.acquire if timeout is None else timeout
         try:
-            if waiting >= (self.options.pool.max_waiting or math.inf):
+            most = self.options.pool.max_waiting
+            if most and queued >= most and (waiting := self.lending.waiting) >= most:
                 raise TooManyRequests(waiting, self.lending.limit)
             counts.requests_queued += 1
-            counts.queue_peak = max(counts.queue_peak, waiting + 1)
+            counts.queue_peak = max(counts.queue_peak, queued + 1)
             entry = self._entry(await self.lending.wait(seconds))
             if entry is None and (refused := self.outage.refused) is not None:
                 raise copy.copy(refused) from refused.__cause__
