@@ -499,10 +499,10 @@ class Connection:
     async def _check_out(self, place: str) -> None:
         if self._owner is not None:  # it was entered before
             self._begin_anew()
-        self._owner, self._key, self._taken_at = current_task(), current_key(), place
+        self._owner, self._taken_at = current_task(), place
         loop = self._owner.get_loop()
         entry = self._pool.acquire_nowait(loop) or await self._pool.acquire(self._acquire_timeout)
-        self._entry, self._raw = entry, entry.raw
+        self._entry, self._raw, self._key = entry, entry.raw, entry.home_key
         entry.taken_at, entry.in_doubt = place, False
         self._enter_block()
 
@@ -512,11 +512,14 @@ class Connection:
             self._bind(self._owner)
         self._block.enter()
 
-    async def _release(self) -> None:
+    def _release(self) -> Awaitable[None]:
         """Give the connection back to its pool."""
         self._block.leave()
+        return self._end_and_return() if self.streams else self._return()
+
+    async def _end_and_return(self) -> None:
         try:
-            if self.streams and self.is_here and not self._turn.locked():
+            if self.is_here and not self._turn.locked():
                 await or_give_up(self._end_streams, ENDING_TIMEOUT, self.give_up)
         finally:
             for one in list(self.streams):

@@ -318,7 +318,7 @@ class AnyLoop:
 
     def create_future(self) -> asyncio.Future[Any]:
         """Make a future of the running loop."""
-        return asyncio.get_running_loop().create_future()
+        return asyncio.Future()  # at half the cost of create_future(), which does this
 
     async def create_connection(
         self,

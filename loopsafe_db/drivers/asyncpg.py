@@ -731,7 +731,8 @@ class AsyncpgDriver:
             # Neither rows nor a plan: the simple protocol costs asyncpg less.
             raw._check_open()  # noqa: SLF001
             answer = raw.guarded_protocol().query(sql, timeout)
-            return _affected(await (answer if timeout is None else _limited(answer, timeout)))
+            await (answer if timeout is None else _limited(answer, timeout))
+            return None
         try:
             return await _execute(raw, sql, args, timeout)
         except _STALE as error:

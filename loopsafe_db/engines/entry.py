@@ -17,6 +17,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import Alarm
+from loopsafe_db._runtime.registry import current_key
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
@@ -33,6 +34,7 @@ from loopsafe_db.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loopsafe_db._runtime.keys import LoopKey
     from loopsafe_db.drivers.base import Driver
     from loopsafe_db.engines.pool import ConnectionPool
     from loopsafe_db.engines.stats import Holder
@@ -60,6 +62,7 @@ class PoolEntry(_ConnectionRecord):
         lender: The pool that it is of.
         raw: The driver's own connection.
         home_ref: The loop that used it last.
+        home_key: That of the loop that it was lent in last.
         fresh_until: When it has been idle or open for too long, on the monotonic clock.
         task_ref: The asyncio task that has it, if one has. Weakly: it keeps its loop.
         thread: The thread that its loop ran in then.
@@ -83,6 +86,7 @@ class PoolEntry(_ConnectionRecord):
 
     raw: Any = None
     home_ref: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(nowhere)
+    home_key: LoopKey
     fresh_until: float = math.inf
     thread: threading.Thread | None = None
     since: float = 0.0
@@ -312,7 +316,9 @@ class PoolEntry(_ConnectionRecord):
         if self.dbapi_connection is not None:
             self._rested(self.raw)
         self.rested = now = time.monotonic()
-        self.fresh_until = min(now + self.lender.patience, self._spent_at(now))
+        self.fresh_until = now + self.lender.patience
+        if self.lender.options.pool.recycle is not None:
+            self.fresh_until = min(self.fresh_until, self._spent_at(now))
         if (tell := self.lender.tell_use) is not None:
             tell(self)
 
@@ -395,7 +401,7 @@ class PoolEntry(_ConnectionRecord):
     def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.home_ref() is loop:
             return
-        self.home_ref = weakref.ref(loop)
+        self.home_ref, self.home_key = weakref.ref(loop), current_key()
         self.lender.watch(loop)
         # SQLAlchemy's lock is bound to the loop of its last contention.
         if hasattr(self.dbapi_connection, "_execute_mutex"):

@@ -83,6 +83,7 @@ class SharedQueue(Pool):
 
     _is_asyncio = True
     is_observed: bool = False
+    _counted, _is_heard = -1, False  # listeners to `connect`; whether any is the program's
     find_pool: Callable[[], ConnectionPool]
     own_listeners: frozenset[int]
     clauses: Clauses | None
@@ -115,8 +116,11 @@ class SharedQueue(Pool):
     @property
     def prepares(self) -> bool:
         """Whether `prepare_again` has anything to do."""
+        count = len(self.dispatch.connect)
+        if count != self._counted:  # each reset asks
+            self._counted, self._is_heard = count, bool(self._listeners())
         level = cast("Any", self._dialect)._on_connect_isolation_level  # noqa: SLF001
-        return level is not None or bool(self._listeners())
+        return self._is_heard or level is not None
 
     def _listeners(self) -> list[Any]:
         return [one for one in self.dispatch.connect if id(one) not in self.own_listeners]
