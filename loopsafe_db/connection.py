@@ -445,6 +445,16 @@ class Connection:
         """
         await self._roll_back(opened, ENDING_TIMEOUT)
 
+    def has_open(self, opened: OpenTransaction) -> bool:
+        """Tell whether a transaction is open here, and in this process: it may have gone with the one around it."""
+        is_held = self._entry is not None and self._key.pid == os.getpid()
+        return is_held and opened in self._transactions
+
+    def forsake(self) -> None:
+        """Note that nobody gives it back. Any thread may call it."""
+        if self._entry is not None and self._depth == 1:
+            self._entry.is_stuck = True
+
     def note_begin_failed(self, error: BaseException) -> None:
         """End the connection if nobody knows whether something has begun: later statements must not be in that."""
         entry = self._entry

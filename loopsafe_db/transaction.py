@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionAborted, TransactionError
 
 if TYPE_CHECKING:
@@ -85,8 +87,22 @@ class Transaction:
 
     async def start(self) -> Self:
         """Begin it; as ``await`` on it does."""
-        connection = self._borrow()
-        return await self._start(connection, holds=not connection.is_held)
+        connection, place = self._borrow(), caller()
+        await self._start(connection, holds=not connection.is_held)
+        self._opened.begun_at = place
+        return self
+
+    def __del__(self) -> None:
+        """Tell where one was begun that nobody can end any more; its connection's place is for who waits."""
+        if self._state == "open" and self._connection.has_open(self._opened):
+            if self._holds:
+                self._connection.forsake()
+            warnings.warn(
+                f"a transaction was neither committed nor rolled back: {self._opened.holder}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     async def _start(self, connection: Connection, *, holds: bool) -> Self:
         if self._state == "open":

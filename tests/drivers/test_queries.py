@@ -142,8 +142,9 @@ async def test_a_transaction_is_joined_by_its_task_and_those_started_inside(
 async def test_a_transaction_that_nobody_ended_is_undone_at_release(database: Database) -> None:
     await make_table(database)
     async with database.connection() as connection:
-        await connection.transaction().__aenter__()
+        forgotten = await connection.transaction()
         await connection.execute("INSERT INTO things (id) VALUES (1)")
+    del forgotten  # of a block that has ended, nothing is open any more
     async with database.transaction():
         await database.execute("INSERT INTO things (id) VALUES (2)")
     assert [row.id for row in await database.fetch_all("SELECT id FROM things")] == [2]

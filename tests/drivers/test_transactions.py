@@ -36,6 +36,24 @@ async def insert(database: Database, n: int) -> None:
     await database.execute("INSERT INTO things (n) VALUES (:n)", {"n": n})
 
 
+async def test_one_begun_by_hand_and_never_ended_is_named_when_its_task_is_done(
+    database: Database,
+) -> None:
+    handle = Database(database.url, max_size=1, scope=SCOPE)
+
+    async def forget() -> None:
+        transaction = await handle.transaction()
+        assert transaction.connection.in_transaction
+
+    with pytest.warns(ResourceWarning) as told:
+        await asyncio.create_task(forget(), name="forgets")
+    place = f"{__file__}:{forget.__code__.co_firstlineno + 1}"
+    text = str(told.pop(ResourceWarning).message)
+    assert text.startswith("a transaction was neither committed nor rolled back: forgets for ")
+    assert text.endswith(place)
+    assert await handle.fetch_val("SELECT 1") == 1
+
+
 async def test_one_begun_by_hand_is_ended_by_hand(database: Database, numbers: Numbers) -> None:
     first = await database.transaction()
     await insert(database, 1)

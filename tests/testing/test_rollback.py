@@ -130,7 +130,8 @@ def test_what_was_left_open_is_told_with_its_place(
     database: Database, rolled_back: RolledBack
 ) -> None:
     async def forget() -> None:
-        await database.transaction()
+        with pytest.warns(ResourceWarning, match="neither committed nor rolled back"):
+            await database.transaction()
         session = database.session()
         await session.execute(things.select())
         kept.append(session)
@@ -140,8 +141,8 @@ def test_what_was_left_open_is_told_with_its_place(
         asyncio.run(forget())
         transaction, session = rolled_back.left_open
     asyncio.run(kept[0].close())
-    assert f"{__file__}:{forget.__code__.co_firstlineno + 1}" in transaction
-    assert f"{__file__}:{forget.__code__.co_firstlineno + 3}" in session
+    assert f"{__file__}:{forget.__code__.co_firstlineno + 2}" in transaction
+    assert f"{__file__}:{forget.__code__.co_firstlineno + 4}" in session
 
 
 @pytest.mark.parametrize("kind", ["rolled back", "plain"])
