@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ABORTED = "25P02"  # PostgreSQL's code where a statement failed before in the transaction
-STRANGER_PATIENCE = 1.0  # seconds for one transaction of an unrelated task to end
+STRANGER_PATIENCE = 1.0  # seconds in which nothing is done in the transaction of an unrelated task
 
 
 class Mark:
@@ -86,7 +86,9 @@ class PinnedConnection(Connection):
         self._dialect = self._driver.traits.dialect.partition("+")[0]
         self._defers: bool | None = None  # whether constraints may be checked late; None is unknown
         self._lost = False
-        self._begun = 0.0  # when the outermost transaction was begun, on the monotonic clock
+        self._worked_at = (
+            0.0  # when something was done last in a transaction, on the monotonic clock
+        )
         self.outlives_disconnect = False
 
     async def __aenter__(self) -> Self:
@@ -128,6 +130,8 @@ class PinnedConnection(Connection):
                 except BaseException as error:
                     self.note_failure(error)
                     raise
+                finally:
+                    self._worked_at = time.monotonic()
             return await self._do_as_a_stranger(operation)
         guard = await self._guarded()
         try:
@@ -352,13 +356,14 @@ class PinnedConnection(Connection):
         return not (nests or failed or any(one.surrounds() for one in list(self._transactions)))
 
     def _is_urgent(self, give_up: float) -> bool:
-        # Many transactions, one after another, may take longer than one that waits for who waits.
-        return bool(give_up) and time.monotonic() > max(give_up, self._begun + STRANGER_PATIENCE)
+        # In the transaction of a task that waits for who waits here, nothing is done.
+        return bool(give_up) and time.monotonic() > max(
+            give_up, self._worked_at + STRANGER_PATIENCE
+        )
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
-        if not self._transactions:
-            self._begun = time.monotonic()
         opened = await super()._begin(options)
+        self._worked_at = time.monotonic()
         opened.begun_at = caller()
         return opened
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import time
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database
+from loopsafe_db import Database, connection, pinned
 from loopsafe_db.errors import ForeignTransactionError, TransactionError
 from loopsafe_db.testing.conformance import SLOW
 from tests.conftest import SCOPE
@@ -49,6 +51,11 @@ async def numbers(handle: Database) -> set[int]:
 
 async def insert(handle: Database, n: int) -> Any:
     return await handle.execute(INSERT, {"n": n})
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def in_transaction(handle: Database, n: int, *, fail: bool = False) -> None:
@@ -167,6 +174,38 @@ async def test_siblings_nest_in_turn_and_what_fails_is_undone_alone(handle: Data
     assert failed == [0, 20, 40, 60, 80]
     kept = {n for n in range(0, 100, 10) if n % 20}
     assert await numbers(handle) == kept | {n + 1 for n in kept} | {*range(5, 100, 10)}
+
+
+async def test_who_waits_for_a_transaction_waits_for_as_long_as_something_is_done_in_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.execute("CREATE TABLE things (n integer PRIMARY KEY)")
+    handle = Database(database.url, scope=SCOPE, force_rollback=True)
+    late = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late)
+    for module in (connection, pinned):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(connection, "STRANGER_DELAY", 0)
+
+    async def undone() -> None:
+        nonlocal late
+        async with handle.transaction():
+            await insert(handle, 1)
+            waits = asyncio.create_task(in_transaction(handle, 2), context=contextvars.Context())
+            for n in range(4, 7):
+                await settle()  # it looks whether it may
+                late += 10 * pinned.STRANGER_PATIENCE
+                await insert(handle, n)
+            await settle()
+            waiting.append(waits)
+            raise ZeroDivisionError
+
+    waiting: list[asyncio.Task[None]] = []
+    with pytest.raises(ZeroDivisionError):
+        await undone()
+    await waiting[0]
+    assert await numbers(handle) == {2, 3}
+    await handle.disconnect()
 
 
 async def test_the_parent_waits_for_the_transaction_of_a_child_too(handle: Database) -> None:
