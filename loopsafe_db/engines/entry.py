@@ -105,6 +105,8 @@ class PoolEntry(_ConnectionRecord):
     suspect: bool = False
     touched: int = Touched.NOTHING
     handed_out: Any = None
+    lender: ConnectionPool
+    alarm: Alarm
     dbapi_connection: Any
     fairy_ref: Any
 

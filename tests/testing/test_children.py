@@ -83,14 +83,15 @@ class Leftovers(NamedTuple):
 
     descriptors: int
     children: set[int]
-    threads: set[threading.Thread]
+    threads: set[str]
 
     @classmethod
     def now(cls) -> Leftovers:
         gc.collect()
         here = psutil.Process()
         children = {child.pid for child in here.children()}
-        return cls(here.num_fds(), children, set(threading.enumerate()))
+        # By name: our reaper, where a handle of an earlier test has something idle, begins anew after each fork.
+        return cls(here.num_fds(), children, {thread.name for thread in threading.enumerate()})
 
     def are_all(self) -> bool:
         """Whether there is nothing now that was not there; what an earlier test left may go meanwhile."""

@@ -45,10 +45,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
     """A server of this test's own, with the example's tables, that keeps what it has committed."""
     settings = {"synchronous_commit": "on"}
     with skip_without_postgres(), EmbeddedPostgres(settings=settings) as server:
-        configure(url=server.url)
+        database = configure(url=server.url)
         asyncio.run(create_schema())
         monkeypatch.setenv("LOOPSAFE_DB_URL", server.url)
         yield server
+        asyncio.run(database.disconnect())
 
 
 class Restarter:

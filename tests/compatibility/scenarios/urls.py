@@ -169,11 +169,11 @@ async def handle_takes_force_rollback_by_keyword_only(world: World) -> Any:
 
 
 async def handle_with_an_unknown_option(world: World) -> Any:
-    async def use() -> Any:
+    try:
         async with world.Database(world.url, no_such_option=1) as database:
             return await database.fetch_val("SELECT 1")
-
-    return await attempt(use())
+    except TypeError:  # ours has a name and a code, too
+        return "raised TypeError"
 
 
 async def _ask(world: World, url: str, query: str = "SELECT 1", **options: Any) -> Any:
