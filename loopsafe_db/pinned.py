@@ -130,8 +130,6 @@ class PinnedConnection(Connection):
                 except BaseException as error:
                     self.note_failure(error)
                     raise
-                finally:
-                    self._worked_at = time.monotonic()
             return await self._do_as_a_stranger(operation)
         guard = await self._guarded()
         try:
@@ -309,6 +307,8 @@ class PinnedConnection(Connection):
 
     async def put(self, entry: PoolEntry, error: BaseException | None) -> None:
         """Let others have it, as soon as what `error` has interrupted is over."""
+        if super()._is_welcome(nests=False):
+            self._worked_at = time.monotonic()
         try:
             if isinstance(error, (asyncio.CancelledError, TimeoutError)) and entry.is_open:
                 await self._pool.returning.recover(entry, reset=False)
@@ -363,7 +363,6 @@ class PinnedConnection(Connection):
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         opened = await super()._begin(options)
-        self._worked_at = time.monotonic()
         opened.begun_at = caller()
         return opened
 
