@@ -13,7 +13,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -336,6 +335,7 @@ def test_workers_of_conductor_use_what_their_parent_has_queried_with(
     folder: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("conductor")
+    httpx = pytest.importorskip("httpx")
     from reflector_workers.conductor import StandInServer
     from tests.workers.conductor.rest import Server, by_reference, simple
 
