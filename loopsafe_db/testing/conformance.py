@@ -371,8 +371,9 @@ class DriverConformance:
     ) -> None:
         async def main() -> None:
             async with database.connection() as connection:
-                await connection.transaction().__aenter__()
+                forgotten = await connection.transaction()
                 await connection.execute(f"INSERT INTO {things.name} (id) VALUES (1)")
+            del forgotten  # there was a name for it until then: else it would be warned of
             async with database.transaction():
                 await database.execute(f"INSERT INTO {things.name} (id) VALUES (2)")
             assert await ids(database, things) == [2]

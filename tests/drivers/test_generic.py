@@ -101,7 +101,8 @@ async def test_isolation_holds_for_its_transaction_alone(maria: Database) -> Non
             raise ZeroDivisionError
     assert await one.fetch_val("SELECT @@tx_isolation") == before
     async with one.connection() as connection:
-        await connection.transaction(isolation="serializable").__aenter__()  # nobody ends it
+        forgotten = await connection.transaction(isolation="serializable")
+    del forgotten  # nobody has ended it
     assert await one.fetch_val("SELECT @@tx_isolation") == before
     assert one.stats().opened == 1
     await one.disconnect()

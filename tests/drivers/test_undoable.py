@@ -149,9 +149,10 @@ async def test_a_read_only_transaction_refuses_writes(undone: Database) -> None:
             assert await undone.fetch_val(COUNT) == 0
         await undone.execute(INSERT, {"id": 2})
         assert await undone.fetch_val(COUNT) == 1
-    await undone.transaction(readonly=True)
+    forgotten = await undone.transaction(readonly=True)
     await undone.disconnect()
     await undone.execute(INSERT, {"id": 2})
+    del forgotten  # it went with the connection
 
 
 async def test_an_isolation_level_is_that_of_the_transaction_or_refused(undone: Database) -> None:
