@@ -679,8 +679,7 @@ class Connection:
     def _note_text(self, compiled: CompiledText) -> None:
         """Note what is about to be sent."""
         self._pool.note(compiled.text)
-        if compiled.touches:
-            self._touch(compiled.touches)
+        self._touch(compiled.touches)
 
     def _touch(self, touches: int) -> None:
         if touches and self._entry is not None:

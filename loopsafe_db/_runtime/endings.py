@@ -7,6 +7,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopsafe_db._runtime.transport import nowhere
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -26,7 +28,7 @@ class Alarm:
     _loop: Callable[[], object]  # the one with the timer
 
     def __init__(self) -> None:
-        self._give_up, self._loop, self._since = None, _nowhere, 0.0
+        self._give_up, self._loop, self._since = None, nowhere, 0.0
 
     def set(self, loop: asyncio.AbstractEventLoop, give_up: Callable[[], None]) -> None:
         """Have this called in time, in the running loop `loop`, unless `clear` is called before."""
@@ -48,7 +50,7 @@ class Alarm:
         if self._give_up is not None and left > 0:
             loop.call_later(left, _look_at, weakref.ref(self))
             return
-        give_up, self._give_up, self._loop = self._give_up, None, _nowhere
+        give_up, self._give_up, self._loop = self._give_up, None, nowhere
         if give_up is not None:
             give_up()
 
@@ -57,10 +59,6 @@ def _look_at(ref: Callable[[], Alarm | None]) -> None:
     alarm = ref()
     if alarm is not None:
         alarm.look()
-
-
-def _nowhere() -> None:
-    """Be the reference to a loop that is not there."""
 
 
 async def to_the_end(

@@ -110,9 +110,7 @@ class MovableTransport(asyncio.Transport):
 
     def has_news(self, since: float) -> bool:
         """Tell whether anything has come in since then, on the monotonic clock, read or not yet."""
-        # As `may_have_news` tells it, for each checkout comes by here.
-        is_due = time.monotonic() - since > _NO_NEWS
-        return self._heard_at > since or (is_due and is_readable(self._fd))
+        return self._heard_at > since or (may_have_news(since) and is_readable(self._fd))
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""

@@ -1070,15 +1070,12 @@ async def _run(
     status: bool = False,
 ) -> tuple[Any, Any]:
     """Do what asyncpg's _execute() does, in fewer steps where the statement is prepared; give that, too."""
-    raw.guarded_owner.check(raw)
-    protocol = raw.guarded_protocol()
-    if raw._aborted or protocol is None or not protocol.is_connected():  # noqa: SLF001
-        raw._check_open()  # noqa: SLF001 (tells it)
+    raw._check_open()  # noqa: SLF001
     with raw._stmt_exclusive_section:  # noqa: SLF001
         statement = raw.guarded_prepared(sql, record_class)
         if statement is not None:
             try:
-                return await protocol.bind_execute(
+                return await raw.guarded_protocol().bind_execute(
                     statement, args, "", limit, status, timeout
                 ), statement
             except asyncpg.OutdatedSchemaCacheError:

@@ -257,29 +257,24 @@ def _executing(do: Callable[..., None], dialect: str) -> Callable[..., None]:
 
     def call(cursor: Any, statement: str, *rest: Any) -> None:
         entry = _entry_of_context(rest[-1])
-        if entry is None:  # the connection is being opened
-            do(cursor, statement, *rest)
-            return
-        if touched := touched_by_sql(statement, dialect):
+        if entry is not None and (touched := touched_by_sql(statement, dialect)):
             entry.touch(touched)
-        entry.in_doubt = True
-        do(cursor, statement, *rest)
-        entry.in_doubt = False
+        _do_in_doubt(entry, do, cursor, statement, *rest)
 
     return call
 
 
 def _marking(do: Callable[[Any], None]) -> Callable[[Any], None]:
-    def call(proxy: Any) -> None:
-        entry = _entry_of_proxy(proxy)
-        if entry is None:  # the connection is being opened
-            do(proxy)
-            return
-        entry.in_doubt = True
-        do(proxy)
-        entry.in_doubt = False
+    return lambda proxy: _do_in_doubt(_entry_of_proxy(proxy), do, proxy)
 
-    return call
+
+def _do_in_doubt(entry: PoolEntry | None, do: Callable[..., None], *args: Any) -> None:
+    if entry is None:  # the connection is being opened
+        do(*args)
+        return
+    entry.in_doubt = True
+    do(*args)
+    entry.in_doubt = False
 
 
 def _noting_commit(do_commit: Callable[[Any], None]) -> Callable[[Any], None]:
