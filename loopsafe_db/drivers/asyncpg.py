@@ -41,11 +41,12 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
-from loopsafe_db.drivers.failures import is_temporary
+from loopsafe_db.drivers.failures import by_sqlstate, is_temporary
 from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
+    ConnectionLost,
     ConnectTimeout,
     InvalidURLError,
     StatementTimeout,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     )
 
     from loopsafe_db._runtime.forks import SocketId
+    from loopsafe_db.errors import DriverError
     from loopsafe_db.options import DatabaseOptions
 
     class BaseRecord:
@@ -131,6 +133,12 @@ _FAILED = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # no host has the wanted target_session_attrs
 )
+
+
+def _meaning(error: BaseException) -> type[DriverError] | None:
+    # The server has said farewell to a connection that was not asked anything, and its end is not yet here: asyncpg
+    # takes the farewell for the answer of an operation that nobody has begun.
+    return ConnectionLost if type(error) is asyncpg.InternalClientError else by_sqlstate(error)
 
 
 class AsyncpgRecord(Record, BaseRecord):
@@ -422,6 +430,15 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialect_asyncpg):
     }
 
     @classmethod
+    def import_dbapi(cls) -> Any:
+        """Have all of asyncpg's errors wrapped: SQLAlchemy 2.0 lets those go that asyncpg calls its own."""
+        dbapi: Any = super().import_dbapi()  # type: ignore[no-untyped-call]
+        dbapi._asyncpg_error_translate.setdefault(  # noqa: SLF001
+            asyncpg.InternalClientError, dbapi.InternalError
+        )
+        return dbapi
+
+    @classmethod
     def engine_created(cls, engine: Any) -> None:
         """Have errors named."""
         event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
@@ -656,6 +673,7 @@ class AsyncpgDriver:
         attaches=True,
         reset_on_return=True,
         settles=True,
+        failure=_meaning,
         lent=GuardedConnection.let_loop_keep,
         rested=GuardedConnection.keep,
     )

@@ -81,8 +81,11 @@ def tell_of_opening(entry: PoolEntry, error: Exception) -> None:
         ConnectionResetError: It has ended.
     """
     driver = entry.lender.driver
-    if not isinstance(error, LoopsafeError) and driver.is_closed(entry.of_driver):
-        raise ConnectionResetError(str(driver.original(error))) from error
+    if isinstance(error, LoopsafeError):
+        return
+    original = driver.original(error)
+    if driver.is_closed(entry.of_driver) or driver.traits.failure(original) is ConnectionLost:
+        raise ConnectionResetError(str(original)) from error
 
 
 def _text(original: BaseException, query: CompiledText | str | None, pool: ConnectionPool) -> str:

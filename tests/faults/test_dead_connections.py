@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import uvloop
 
 from loopsafe_db import Database
+from loopsafe_db.errors import ConnectionLost
 from tests.conftest import SCOPE
 from tests.faults.wire import Wire
 
@@ -115,3 +116,25 @@ async def test_a_farewell_is_enough_whose_end_comes_late(postgres_url: str, driv
                     await asyncio.sleep(0.01)
             assert await way(database) == 7
         await database.disconnect()
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not on_the_engine])
+async def test_a_farewell_in_a_transaction_is_a_lost_connection_before_its_end_comes(
+    postgres_url: str, way: Way
+) -> None:
+    async def ask_after_the_farewell() -> None:
+        async with database.transaction():
+            await end_from_outside(database, sa.make_url(postgres_url))
+            async with asyncio.timeout(5):
+                while not wire.ends_held:  # noqa: ASYNC110 (a thread's)
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # it is read
+            await way(database)
+
+    with Wire(postgres_url) as wire:
+        wire.holds_ends = True
+        async with Database(wire.url, max_size=1) as database:
+            with pytest.raises(ConnectionLost) as told:
+                await ask_after_the_farewell()
+            assert told.value.retryable
+            assert await way(database) == 7
