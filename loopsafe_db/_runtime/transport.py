@@ -114,7 +114,8 @@ class MovableTransport(asyncio.Transport):
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""
-        self._leave()
+        if not self._lost:  # else another may have its descriptor's number by now
+            self._leave()
         self._home = nowhere
 
     # -- what asyncio asks of a transport

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +139,55 @@ async def test_a_farewell_in_a_transaction_is_a_lost_connection_before_its_end_c
                 await ask_after_the_farewell()
             assert told.value.retryable
             assert await way(database) == 7
+
+
+def sockets() -> set[int]:
+    """Give the numbers of the sockets that this process has open."""
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if is_socket(f"/proc/self/fd/{fd}")}
+
+
+def is_socket(path: str) -> bool:
+    return os.path.islink(path) and os.readlink(path).startswith("socket:")
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_lets_go_of_a_dead_connection_leaves_alone_what_has_its_number_by_then(
+    postgres_url: str, loop: Any
+) -> None:
+    database = Database(postgres_url, max_size=1, scope="process")
+
+    async def main() -> None:
+        before = sockets()
+        await database.fetch_val(SEVEN)
+        (number,) = sockets() - before
+        await end_from_outside(database, sa.make_url(postgres_url))
+        async with asyncio.timeout(5):
+            while number in sockets():  # noqa: ASYNC110 (no event tells of it)
+                await asyncio.sleep(0.01)
+        await hears_at(number, lambda: by_text(database))
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+async def hears_at(number: int, way: Callable[[], Awaitable[Any]]) -> None:
+    """Wait for a message at a descriptor, while another loop does something."""
+    reading, writing = os.pipe()
+    if reading != number:
+        os.dup2(reading, number)
+        os.close(reading)
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(number, heard.set)
+    try:
+        await asyncio.to_thread(lambda: asyncio.run(ask(way)))
+        os.write(writing, b"!")
+        async with asyncio.timeout(5):
+            await heard.wait()
+    finally:
+        loop.remove_reader(number)
+        os.close(number)
+        os.close(writing)
+
+
+async def ask(way: Callable[[], Awaitable[Any]]) -> None:
+    await way()
