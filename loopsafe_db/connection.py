@@ -511,7 +511,9 @@ class Connection:
             self._begin_anew()
         self._owner, self._taken_at = current_task(), place
         loop = self._owner.get_loop()
-        entry = self._pool.acquire_nowait(loop) or await self._pool.acquire(self._acquire_timeout)
+        entry = self._pool.acquire_nowait(loop) or await self._pool.acquire(
+            loop, self._acquire_timeout
+        )
         self._entry, self._raw, self._key = entry, entry.raw, entry.home_key
         entry.taken_at, entry.in_doubt = place, False
         self._enter_block()

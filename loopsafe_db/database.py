@@ -144,7 +144,7 @@ class Database:
         if (joined := connections.joined(pool)) is not None:
             async with joined:
                 return
-        entry = await pool.acquire()
+        entry = await pool.acquire(running_loop("connect()"))
         entry.in_doubt = False
         await pool.returning.release(entry)
         await pool.open_least()
@@ -680,7 +680,8 @@ async def _alone(
     """Run a statement on a connection of its own: acquired, used and given back without a `Connection`."""
     if timeout is None:
         timeout = pool.options.timeouts.statement
-    entry = pool.acquire_nowait(running_loop("a query")) or await pool.acquire()
+    loop = running_loop("a query")
+    entry = pool.acquire_nowait(loop) or await pool.acquire(loop)
     if statement.touches:
         entry.touch(statement.touches)
     try:

@@ -286,7 +286,7 @@ class PinnedConnection(Connection):
 
     async def take(self) -> PoolEntry:
         """Get the connection, which nobody else has then, into the running loop."""
-        entry = await self._pool.acquire()
+        entry = await self._pool.acquire(asyncio.get_running_loop())
         try:
             if self._around is None:
                 around = self._driver.transaction(entry.raw, TransactionOptions())

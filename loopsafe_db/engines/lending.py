@@ -255,7 +255,10 @@ class Lending(Generic[E]):
     @property
     def queued(self) -> int:
         """As `waiting`, without a look at each of them: who has left is counted until its turn comes."""
-        return sum(len(line.waiters) for line in list(self._lines.values()))
+        queued = 0
+        for line in list(self._lines.values()):  # sum() takes twice the time
+            queued += len(line.waiters)
+        return queued
 
     def take_here(self, loop: asyncio.AbstractEventLoop) -> E | None:
         """Give the connection used last, if it was used in `loop`: the common case, without the lock."""
@@ -289,12 +292,11 @@ class Lending(Generic[E]):
             self.open += 1
             return Slot.OPEN
 
-    async def wait(self, timeout: float) -> E | Slot | None:
-        """Wait in the queue; None if the time is over.
+    async def wait(self, loop: asyncio.AbstractEventLoop, timeout: float) -> E | Slot | None:
+        """Wait in the queue, in the running loop `loop`; None if the time is over.
 
         A caller that is cancelled, times out or whose loop ends gives back what it was about to get.
         """
-        loop = asyncio.get_running_loop()
         now = time.monotonic()
         line = self._line(loop, timeout, now)
         waiter = _Waiter(loop, line, next(self._tickets), now, timeout)

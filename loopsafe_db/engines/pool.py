@@ -95,8 +95,8 @@ class SharedQueue(Pool):
         self.find_pool = find_pool
 
     def _do_get(self) -> PoolEntry:
-        lender = self.find_pool()
-        return lender.take_now() or await_only(lender.take_later())
+        lender, loop = self.find_pool(), asyncio.get_running_loop()
+        return lender.take_now(loop) or await_only(lender.take_later(loop))
 
     def _do_return_conn(self, record: Any) -> None:
         returning = record.lender.returning
@@ -279,21 +279,21 @@ class ConnectionPool:
 
     # -- lending
 
-    def take_now(self) -> PoolEntry | None:
+    # Of all of these, `loop` is the running one: CPython 3.11 asks the system each time that it is looked up.
+
+    def take_now(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
         """Lend an idle connection, or a place to open one; None if there is neither.
 
         Raises:
             ForeignLoopError: The pool came through a fork.
         """
-        loop = self._running_loop()
-        return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self.key.pid != os.getpid():
             raise ForeignLoopError(repr(self.engine), self.key, current_key())
-        return asyncio.get_running_loop()
+        return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
 
-    async def take_later(self, timeout: float | None = None) -> PoolEntry:
+    async def take_later(
+        self, loop: asyncio.AbstractEventLoop, timeout: float | None = None
+    ) -> PoolEntry:
         """Wait for what `take_now` gives.
 
         Raises:
@@ -309,7 +309,7 @@ class ConnectionPool:
                 raise TooManyRequests(waiting, self.lending.limit)
             counts.requests_queued += 1
             counts.queue_peak = max(counts.queue_peak, queued + 1)
-            entry = self._entry(await self.lending.wait(seconds))
+            entry = self._entry(await self.lending.wait(loop, seconds))
             if entry is None and (refused := self.outage.refused) is not None:
                 raise copy.copy(refused) from refused.__cause__
             if entry is None:
@@ -331,7 +331,7 @@ class ConnectionPool:
         return AcquireTimeout(seconds, self.lending.limit, holders, is_own=is_own)
 
     def acquire_nowait(self, loop: asyncio.AbstractEventLoop) -> PoolEntry | None:
-        """Lend what the running loop `loop` used last, if it works; None: `acquire` will do better."""
+        """Lend what the loop used last, if it works; None: `acquire` will do better."""
         if self._looks_first:
             return None
         entry = self.lending.take_here(loop)
@@ -344,10 +344,13 @@ class ConnectionPool:
         self.give_back(entry)
         return None
 
-    async def acquire(self, timeout: float | None = None) -> PoolEntry:
+    async def acquire(
+        self, loop: asyncio.AbstractEventLoop, timeout: float | None = None
+    ) -> PoolEntry:
         """Lend a connection that is open and works.
 
         Args:
+            loop: The running one.
             timeout: Seconds for all of it; None is ``timeouts.acquire`` to wait, and ``timeouts.connect`` to open one.
 
         Raises:
@@ -356,11 +359,11 @@ class ConnectionPool:
             ConnectError: A new one could not be opened.
         """
         began = time.monotonic()
-        entry = self.take_now() or await self.take_later(timeout)
+        entry = self.take_now(loop) or await self.take_later(loop, timeout)
         left = None if timeout is None else timeout - (time.monotonic() - began)
         began = time.monotonic()
         try:
-            if self._looks_first or not entry.lend(asyncio.get_running_loop()):
+            if self._looks_first or not entry.lend(loop):
                 await self._make_ready(entry, left)
         except BaseException as error:
             if self.observer is not None:
