@@ -451,9 +451,11 @@ class Connection:
         return is_held and opened in self._transactions
 
     def forsake(self) -> None:
-        """Note that nobody gives it back. Any thread may call it."""
+        """Note that nobody gives it back, and have it ended when its task is done. Any thread may call it."""
         if self._entry is not None and self._depth == 1:
             self._entry.is_stuck = True
+            if self._owner is not None:
+                self._pool.sweep_after(self._owner)
 
     def note_begin_failed(self, error: BaseException) -> None:
         """End the connection if nobody knows whether something has begun: later statements must not be in that."""

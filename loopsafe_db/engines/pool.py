@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import itertools
 import logging
@@ -13,6 +14,7 @@ import time
 import warnings
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
@@ -730,6 +732,14 @@ class ConnectionPool:
             self._reaper.wake()
         for holder in forgotten:
             warnings.warn(f"{_FORGOTTEN}: {holder}", ResourceWarning, stacklevel=2)
+
+    def sweep_after(self, task: asyncio.Task[Any]) -> None:
+        """Look for what a task has not given back when it is done: that may hold locks. Any thread may call it."""
+        if self.only_one:
+            return  # what it has is all there is
+        look = partial(task.add_done_callback, lambda _: self._sweep())
+        with suppress(RuntimeError):  # the loop is closed, and its end has looked
+            task.get_loop().call_soon_threadsafe(look, context=contextvars.Context())
 
     def _sweep(self) -> None:
         """End what is lent in loops that are closed, or to tasks that are done or never run again."""

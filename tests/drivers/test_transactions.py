@@ -54,6 +54,24 @@ async def test_one_begun_by_hand_and_never_ended_is_named_when_its_task_is_done(
     assert await handle.fetch_val("SELECT 1") == 1
 
 
+@pytest.mark.usefixtures("numbers")
+async def test_one_that_nobody_can_end_any_more_locks_nothing(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def forget() -> None:
+        await database.transaction()
+        await insert(database, 1)
+
+    with pytest.warns(ResourceWarning, match="neither committed nor rolled back"):
+        await asyncio.create_task(forget(), name="forgets")
+    async with asyncio.timeout(10):
+        await insert(database, 1)  # which would wait for the other one
+
+    assert await database.fetch_val("SELECT count(*) FROM things") == 1
+    place = f"{__file__}:{forget.__code__.co_firstlineno + 1}"
+    assert [one for one in caplog.messages if "not given back" in one and place in one]
+
+
 async def test_one_begun_by_hand_is_ended_by_hand(database: Database, numbers: Numbers) -> None:
     first = await database.transaction()
     await insert(database, 1)
