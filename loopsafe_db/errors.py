@@ -223,7 +223,8 @@ class TransactionError(MisuseError):
 
     code = "LDB107"
     hint = (
-        "let each `async with` block of a transaction end in the task, and the order, it began in"
+        "begin one by `async with db.transaction()`, and let each such block end in the task and the order it "
+        "began in"
     )
 
 

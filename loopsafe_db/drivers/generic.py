@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.util import greenlet_spawn
 
+from loopsafe_db import lexer
 from loopsafe_db.drivers.adapted import GuardedConnection, HandedOut, TakenBack
 from loopsafe_db.drivers.base import (
     ConnectionState,
@@ -68,6 +70,11 @@ _READ_ONLY = {
 }
 # Python's sqlite3 begins by itself only before an INSERT and its like: a savepoint would be outside of all, and commit.
 _BEGIN = {"sqlite": "BEGIN"}
+# What begins a transaction by a text, in capitals; behind a BEGIN of Oracle or SQL Server stands a block.
+_BEGINS = re.compile(
+    r"(?:BEGIN(?: (?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE)\b.*)?|START TRANSACTION\b.*)\Z"
+)
+_LONGEST_BEGIN = 200  # characters, with a comment
 # MySQL's codes: no such user, password or database, or not from this host
 _DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
@@ -400,7 +407,19 @@ def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
     return result
 
 
+def _refuse_begin(raw: GuardedConnection, sql: str) -> None:
+    """Refuse a BEGIN by text: the commit behind it would end what it begins, or it would commit what is open."""
+    dialect = raw.dialect
+    statements = lexer.statements(lexer.tokens(sql, dialect.name))
+    if len(statements) == 1 and _BEGINS.match(statements[0]):
+        raise TransactionError(
+            f"a transaction of {dialect.name}+{dialect.driver} cannot be begun by a text: {sql.strip()}"
+        )
+
+
 def _sent(raw: GuardedConnection, sql: str, args: Any, **options: Any) -> Any:
+    if not args and len(sql) <= _LONGEST_BEGIN:
+        _refuse_begin(raw, sql)
     cursor = raw.cursor(**options)
     if args:
         cursor.execute(sql, args)

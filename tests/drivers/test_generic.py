@@ -90,6 +90,24 @@ def test_a_name_that_the_dialect_has_to_quote_is_given_as_it_wants_it() -> None:
 # -- transactions
 
 
+@pytest.mark.parametrize(
+    "text", ["BEGIN", "begin work;", "START TRANSACTION READ ONLY", "/* now */ start\ntransaction"]
+)
+async def test_a_begin_as_text_is_refused_with_the_cure(maria: Database, text: str) -> None:
+    await maria.execute("CREATE OR REPLACE TABLE begun (n int)")
+    with pytest.raises(TransactionError, match=r"(?s)by a text: .*db\.transaction\(\)"):  # noqa: PT012
+        async with maria.transaction():
+            await maria.execute("INSERT INTO begun VALUES (1)")
+            await maria.execute(text)
+    assert await maria.fetch_val("SELECT count(*) FROM begun") == 0
+    await maria.execute("DROP TABLE begun")
+    for ask in (maria.execute, maria.fetch_all):
+        with pytest.raises(TransactionError):
+            await ask(text)
+    await maria.execute("BEGIN NOT ATOMIC SELECT 1; END")
+    assert await maria.fetch_val("SELECT 'BEGIN'") == "BEGIN"
+
+
 async def test_isolation_holds_for_its_transaction_alone(maria: Database) -> None:
     one = Database(maria.url, pool=PoolLimits(1))
     before = await one.fetch_val("SELECT @@tx_isolation")
