@@ -411,7 +411,7 @@ class Connection:
         try:
             return await self._in_turn(lambda: self._begin(options), nests=True)
         except Exception as error:
-            self.tell(error)
+            self.tell(error, "SAVEPOINT" if self._transactions else "BEGIN")
             raise
 
     async def commit(self, opened: OpenTransaction) -> None:

@@ -38,6 +38,8 @@ _PLACES_SHOWN = 20  # parameters that it names
 _PASSWORD = re.compile(r"(?i)(\bpassword|\bidentified\s+by)\s+'[^']*('|$)")
 _SEVERAL = re.compile("multiple commands|one statement at a time")  # asyncpg and psycopg; SQLite
 _IN_LIST = re.compile(r"(?i)\bin\s*\(?\s*:(\w+)\s*(?:\)|\s|$)")  # with one parameter for all of it
+# How parameters are written elsewhere, in capitals; operators are called so, too, and have something behind them.
+_FOREIGN = re.compile(r"\$1\b|%S\b|%\(\w+\)S\b|\?(?=\s*(?:[,);]|\Z))")
 _OF_A_TEXT = ("", "22", "42")  # SQLSTATE's classes of values and syntax; not every driver has them
 _SPEAKS_ITSELF = (MisuseError, ConfigurationError, PoolError)
 # How our own drivers take arguments; of others, SQLAlchemy's dialect knows.
@@ -97,7 +99,7 @@ class CompiledText:
         """
         in_order = self.keys is None and len(self.order) > 1
         if in_order and all(map(len(self.names).__eq__, map(len, rows))):
-            with suppress(KeyError):
+            with suppress(KeyError, TypeError):
                 return list(map(itemgetter(*self.order), rows))
         return [self.arguments(row) for row in rows]
 
@@ -148,7 +150,9 @@ def without_passwords(text: str) -> str:
 def _meant(query: CompiledText) -> str:
     """Tell what the driver's numbers stand for."""
     if not query.names:
-        return "\nHINT: write parameters as :name, not as $1" if "$1" in query.text else ""
+        foreign = _FOREIGN.search("; ".join(query.statements))
+        written = foreign.group().lower() if foreign else ""
+        return f"\nHINT: write parameters as :name, not as {written}" if foreign else ""
     sign = "$" if "$1" in query.sql else "parameter "
     places = [f"{sign}{place} is :{name}" for place, name in enumerate(query.order, 1)]
     return f"\nwhere {', '.join(places[:_PLACES_SHOWN])}"

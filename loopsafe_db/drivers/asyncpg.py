@@ -144,6 +144,8 @@ def _meaning(error: BaseException) -> type[DriverError] | None:
 class AsyncpgRecord(Record, BaseRecord):
     """asyncpg's own row type, allocated by asyncpg in C, with our methods."""
 
+    # No __getitem__ that names the columns where one is missing: each access would pay for it (decision 0008).
+
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:

@@ -20,6 +20,7 @@ from loopsafe_db.errors import (
     ConnectError,
     InvalidSettingError,
     InvalidURLError,
+    LockTimeout,
     LoopsafeError,
     MissingURLError,
     QueryError,
@@ -205,6 +206,9 @@ async def test_values_of_many_rows_are_a_list_of_mappings(database: Database) ->
     for values in wrong:
         with pytest.raises(QueryError, match=r'such as \{"id": 1\}, and of execute_many a list'):
             await database.execute_many(query, values)
+    rows: Any = [(1, 2), (3, 4)]
+    with pytest.raises(QueryError, match="of such mappings; not tuple"):
+        await database.execute_many("INSERT INTO things (a, b) VALUES (:a, :b)", rows)
 
 
 async def test_an_unknown_isolation_level_names_those_that_there_are(database: Database) -> None:
@@ -269,6 +273,32 @@ async def test_a_number_in_place_of_a_name_gets_the_cure(postgres_url: str) -> N
         db = Database(postgres_url.replace("postgresql", f"postgresql+{driver}", 1))
         told = await failing(db.fetch_val("SELECT $1::int"))
         assert "write parameters as :name, not as $1" in told
+
+
+@pytest.mark.parametrize(
+    ("query", "written"),
+    [
+        ("SELECT * FROM nowhere WHERE id = $1", "$1"),
+        ("SELECT * FROM nowhere WHERE id = %s", "%s"),
+        ("SELECT * FROM nowhere WHERE id = %(Id)s AND name = ''", "%(id)s"),
+        ("INSERT INTO nowhere VALUES (?, ?)", "?"),
+        ("SELECT * FROM nowhere WHERE id = ?", "?"),
+    ],
+)
+async def test_a_parameter_as_others_write_it_gets_the_cure(
+    database: Database, query: str, written: str
+) -> None:
+    told = await failing(database.fetch_all(query))
+    assert f"HINT: write parameters as :name, not as {written}" in told
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT '$1, ?, %s' FROM nowhere", "SELECT a ? 'b', a ?| c, 7 %size FROM nowhere"]
+)
+async def test_an_operator_or_a_literal_is_taken_for_no_parameter(
+    database: Database, query: str
+) -> None:
+    assert "write parameters" not in await failing(database.fetch_all(query))
 
 
 async def ask_directly(database: Database, query: str) -> None:
@@ -379,19 +409,44 @@ async def test_a_list_where_no_server_takes_one_gets_the_cure(
     assert "HINT: a list is = ANY(:ids) on PostgreSQL" in told
 
 
-@pytest.mark.parametrize("name", ["psycopg", "aiosqlite"])  # asyncpg's rows are C, and tell the key
+@pytest.mark.parametrize("query", ["SELECT 1 AS a", sa.select(sa.literal(1).label("a"))])
 async def test_a_column_that_is_not_there_names_those_that_are(
-    request: pytest.FixtureRequest, tmp_path: Path, name: str
+    database: Database, query: Any
 ) -> None:
-    url = f"sqlite:///{tmp_path}/x.db"
-    if name == "psycopg":
-        given = request.getfixturevalue("postgres_url")
-        url = given.replace("postgresql:", "postgresql+psycopg:")
-    row = await Database(url).fetch_one("SELECT 1 AS a")
+    row = await database.fetch_one(query)
     assert row is not None
 
     with pytest.raises(KeyError) as caught:
         row["b"]
+    with pytest.raises(AttributeError, match=r"the row has no column 'b'; it has \['a'\]"):
+        row.b  # noqa: B018
 
     assert caught.value.args == ("b",)
+    is_asyncpgs = database.url.driver == "asyncpg" and isinstance(query, str)
+    assert ("it has ['a']" in printed(caught.value)) is not is_asyncpgs  # see decision 0008
+
+
+async def test_a_mysql_row_names_its_columns_too(mariadb_url: str) -> None:
+    database = Database(mariadb_url)
+    row = await database.fetch_one("SELECT 1 AS a")
+    await database.disconnect()
+    assert row is not None
+
+    with pytest.raises(KeyError) as caught:
+        row["b"]
     assert "it has ['a']" in printed(caught.value)
+
+
+async def test_a_transaction_that_cannot_begin_tells_what_and_where(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    holder, other = (Database(f"{url}?timeout={seconds}") for seconds in (30, 0.1))
+    impatient = Database(f"{url}?timeout=30", timeouts=Timeouts(statement=0.1))
+    async with holder.transaction():
+        for database, kind in ((other, LockTimeout), (impatient, StatementTimeout)):
+            with pytest.raises(kind) as caught:
+                async with database.transaction():
+                    pass
+            told = str(caught.value)
+            assert "query: BEGIN\n" in told
+            assert f"at {__file__}:" in told
+            assert f"on {url}" in told
