@@ -193,6 +193,9 @@ class _SqliteConnection(sqlite3.Connection):
         _open.add(self)
 
     def close(self) -> None:
+        # SQLite closes when the last cursor is gone: its locks go now, and the last one takes the -wal along.
+        with suppress(sqlite3.Error):
+            self.close_cursors()
         super().close()
         _open.discard(self)
 
@@ -829,7 +832,6 @@ def _stop_marker() -> object:
 
 def _close_and_stop(connection: _SqliteConnection, marker: object) -> object:
     with suppress(sqlite3.Error):
-        # SQLite closes when the last cursor is gone: its locks go now, and the last one takes the -wal along.
         connection.close_cursors()
         connection.rollback()
         # An interruption lasts until the next statement, and keeps SQLite from writing back what the -wal has.

@@ -480,12 +480,24 @@ async def test_an_adapter_of_the_programs_goes_before(
     await database.disconnect()
 
 
+async def close_by_hand(database: Database) -> Any:
+    """Give a cursor that has more rows, of a connection that is closed."""
+    async with database.connection() as connection:
+        raw = connection.raw_connection
+        cursor = await raw.execute("SELECT 1 UNION ALL SELECT count(*) FROM things")
+        await cursor.fetchone()
+        await raw.close()
+    return cursor
+
+
+@pytest.mark.parametrize("half_read", [False, True])
 def test_what_a_forked_child_commits_stays_though_its_parent_ends_the_last_connection(
-    url: str,
+    url: str, *, half_read: bool
 ) -> None:
     """SQLite takes the ``-wal`` away with the last connection that it knows of; an inherited one hides the child's."""
     database = Database(url, scope=SCOPE)
     asyncio.run(database.execute("CREATE TABLE things (id INTEGER)"))  # and stays warm
+    kept = asyncio.run(close_by_hand(database)) if half_read else None
     fork = multiprocessing.get_context("fork")
     opened, closed = fork.Event(), fork.Event()
 
@@ -500,6 +512,7 @@ def test_what_a_forked_child_commits_stays_though_its_parent_ends_the_last_conne
     assert opened.wait(30)
     asyncio.run(database.fetch_val("SELECT 1"))
     asyncio.run(database.disconnect())
+    del kept
     closed.set()
     child.join(30)
 
