@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
+_GIT_SECONDS = 5.0
+_NAMESAKE_SECONDS = 1.0  # in which a worker that is alive polls
 _SETTLE_SECONDS = 0.05  # what the last poll has brought has begun by then
 
 _log = logging.getLogger("loopsafe_db.conductor")
@@ -155,6 +158,7 @@ class WorkerProcess:
         )  # atexit is for spawned children only
         signal.signal(signal.SIGTERM, self._on_sigterm)
         threading.Thread(target=self._watch, name="loopsafe-worker-watch", daemon=True).start()
+        self._look_for_a_namesake()
 
     def begin(self, task_id: str, workflow_id: str) -> None:
         """Note a job, in the thread or the task that does it.
@@ -184,6 +188,33 @@ class WorkerProcess:
         if is_main and settled and not self._in_flight():
             raise SystemExit(0)
         return True
+
+    def _look_for_a_namesake(self) -> None:
+        """Say so if somebody polls by this process's id, which has not polled yet.
+
+        Containers with one host name have equal pids too. An id that only was used moves on no more.
+        """
+        first = self._last_poll()
+        if first is None:
+            return
+        time.sleep(_NAMESAKE_SECONDS)
+        if self._last_poll() != first:
+            _log.warning(
+                "somebody else polls as %s: two containers of one host name. Give each its own, "
+                "or nobody can tell who did a job",
+                self.worker_id,
+            )
+
+    def _last_poll(self) -> object:
+        """When Conductor was last asked for such jobs by this id; None if never, or if it is away."""
+        try:
+            rows = TaskResourceApi(
+                ApiClient(configuration=self._terms.configuration)
+            ).get_poll_data(self._job_type)
+        except Exception:  # noqa: BLE001  (the polls that follow will say so)
+            return None
+        polls = [row.last_poll_time for row in rows if row.worker_id == self.worker_id]
+        return max(polls, default=None)
 
     def _in_flight(self) -> dict[str, _Delivery]:
         return {id: job for id, job in list(self._jobs.items()) if job.is_in_the_way}
@@ -268,14 +299,49 @@ def _enter(terms: FleetTerms, function: Any, job_type: str) -> WorkerProcess:
 
 
 def code_version(module: str) -> str:
-    """Eight letters that change with the code of a module's whole package: tells an old worker from a new one."""
+    """Tells an old worker from a new one: what ``git describe`` says, else eight letters that change with the code.
+
+    Git is asked where it knows the module's package and has it as it is here, without a change. Of the letters, each
+    file of the package has its part.
+    """
     top = sys.modules[module.partition(".")[0]]
     folders = [Path(folder) for folder in getattr(top, "__path__", [])]
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    files = files or [Path(str(top.__file__))]
+    return _described([*map(str, folders or files)], str(files[0])) or _hashed(files)
+
+
+def _hashed(files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in files or [Path(str(top.__file__))]:
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+def _described(paths: list[str], one_file: str) -> str:
+    try:
+        _git(one_file, "ls-files", "--error-unmatch", "--", one_file)
+        if _git(one_file, "status", "--porcelain", "--", *paths):
+            return ""
+        return _git(one_file, "describe", "--always", "--tags")
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # there is no git, or it knows nothing of the code
+        return ""
+
+
+def _git(beside: str, *words: str) -> str:
+    command = ["git", "-C", str(Path(beside).parent), *words]
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_GIT_SECONDS,
+    )
+    return done.stdout.strip()
 
 
 def _current_task() -> asyncio.Task[Any] | None:

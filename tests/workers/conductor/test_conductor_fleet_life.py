@@ -18,7 +18,7 @@ import pytest
 
 from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
-from loopsafe_db.integrations.conductor import read_reports
+from loopsafe_db.integrations.conductor import read_logs, read_reports
 from tests.docs.test_docs import ROOT
 from tests.workers.conductor.rest import PATIENCE, by_reference, simple
 
@@ -69,12 +69,12 @@ def start(conductor: Server, postgres_url: str, tmp_path: Path) -> Iterator[Call
     database = Database(postgres_url)
     asyncio.run(database.execute("CREATE TABLE done (workflow text PRIMARY KEY)"))
 
-    def start(**options: object) -> Program:
+    def start(*, before: tuple[str, ...] = (), **options: object) -> Program:
         path = tmp_path / f"fleet_{len(started)}.py"
         keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
         path.write_text(MAIN.format(url=conductor.url, options=keywords))
         process = subprocess.Popen(
-            [sys.executable, str(path)],
+            [*before, sys.executable, str(path)],
             env=os.environ
             | {
                 "LOOPSAFE_DB_URL": postgres_url,
@@ -185,6 +185,29 @@ def test_a_job_that_does_not_end_in_time_goes_to_the_next_fleet_at_once(
     assert "is given back" in old.process.communicate()[0]
 
 
+def test_a_busy_fleet_of_fifteen_processes_ends_by_itself_and_loses_no_job(
+    start: Callable[..., Program], jobs: Jobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = start(processes={"in_thread": 8, "in_loop": 7}, version="old")
+    workflows = [jobs.begin("in_thread", 8.0) for _ in range(16)]
+    workflows += [jobs.begin("in_loop", 8.0) for _ in range(14)]
+    at_work = {pid for workflow in workflows for pid in busy.begun(workflow)}
+    family = psutil.Process(busy.process.pid).children(recursive=True)
+    assert len(family) > 15
+
+    began = time.monotonic()
+    code = busy.stop()
+    took = time.monotonic() - began
+
+    with capsys.disabled():
+        print(f"\n{len(at_work)} of 15 processes seen at work; all have ended after {took:.1f} s")
+    assert code == 0  # nobody had to be killed
+    assert psutil.wait_procs(family, 0)[1] == []
+    start(version="new")
+    for workflow in workflows:
+        jobs.end(workflow)  # at the first attempt
+
+
 @ON_THE_STAND_IN
 def test_a_fleet_whose_parent_is_killed_ends_too(
     start: Callable[..., Program], jobs: Jobs, tmp_path: Path
@@ -227,6 +250,34 @@ def test_doctor_names_both_versions_that_share_the_jobs(
 
     assert any("in_loop: 2 versions of the code share its jobs: new, old" in what for what in found)
     assert any("/old polls and runs version old, not new" in what for what in found)
+
+
+TWIN = (
+    *("unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
+    *("sh", "-c", 'hostname twin && exec "$@"', "sh"),
+)
+
+
+@ON_THE_STAND_IN
+def test_two_containers_of_one_name_are_told_that_their_ids_collide(
+    start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0 or subprocess.run([*TWIN, "true"], capture_output=True).returncode:
+        pytest.skip("ONLY ROOT, ON LINUX, MAY MAKE CONTAINERS: SO NOTHING IS PROVED HERE")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    start(before=TWIN, version="v1", folder=first)
+    for kind in KINDS:
+        jobs.end(jobs.begin(kind, 0))
+
+    start(before=TWIN, version="v1", folder=second)
+
+    give_up = time.monotonic() + PATIENCE
+    while "somebody else polls as twin/" not in read_logs(second):
+        assert time.monotonic() < give_up, read_logs(second)
+        time.sleep(0.1)
+    assert "somebody else" not in read_logs(first)
 
 
 def _some(jobs: Jobs) -> list[dict[str, object]]:
