@@ -121,6 +121,16 @@ def load_options(name: str) -> DatabaseOptions:
     return replace(options, pool=limits)
 
 
+def fleet_budget() -> int | None:
+    """Give the connections that all processes of the fleet may have together, on all hosts; None if nobody says."""
+    return LoopsafeSettings().fleet_connections
+
+
+def application_name() -> str | None:
+    """Give what the environment says of the sessions' names."""
+    return LoopsafeSettings().application_name
+
+
 def _warn_of_unknown(prefix: str) -> None:
     """Warn of variables that nobody reads; those of a named database, which is told by its URL, are that one's."""
     found = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from loopsafe_db.cli.findings import Finding
 from loopsafe_db.database import Database
 from loopsafe_db.default import get_database
+from loopsafe_db.drivers.libpq import APPLICATION
 from loopsafe_db.errors import LoopsafeError
+from loopsafe_db.settings import application_name, fleet_budget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,6 +23,11 @@ _SESSIONS = """
 SELECT coalesce(nullif(application_name, ''), '?') || ' on ' || coalesce(client_addr::text, 'this host') AS who,
        count(*) AS number
 FROM pg_stat_activity WHERE backend_type = 'client backend' GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+_FLEET = """
+SELECT coalesce(host(client_addr), 'this host') AS host, count(*) AS number
+FROM pg_stat_activity
+WHERE starts_with(application_name, :name) AND pid <> pg_backend_pid() GROUP BY 1 ORDER BY 1
 """
 _IDLE = """
 SELECT pid, application_name, coalesce(client_addr::text, 'this host') AS host,
@@ -65,6 +72,7 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
         yield Finding("D102", "warning", f"{used} of {most} connections are in use", seen, cure)
     else:
         yield Finding("D100", "ok", f"{used} of {most} connections are in use", seen)
+    yield await _fleet(database)
     for row in await database.fetch_all(_BLOCKED, {"seconds": BLOCKED_SECONDS}):
         yield Finding(
             "D104",
@@ -81,6 +89,28 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
             f"pid {row['pid']}, {row['application_name'] or '?'} on {row['host']}, last: {row['query']}",
             "end the transaction before other work is waited for; set idle_in_transaction_session_timeout",
         )
+
+
+async def _fleet(database: Database) -> Finding:
+    """How many sessions the fleet has, on all its hosts: its budget is for all of them."""
+    name = _name_of_all(database)
+    rows = await database.fetch_all(_FLEET, {"name": name})
+    used, budget = sum(row["number"] for row in rows), fleet_budget()
+    what = f"{used} sessions of {name!r}, from {len(rows)} hosts"
+    seen = ", ".join(f"{row['number']} of {row['host']}" for row in rows)
+    if budget is None or used <= budget:
+        return Finding("D100", "ok", what, seen)
+    cure = (
+        "count the workers of all hosts in LOOPSAFE_DB_FLEET_WORKERS, or put a PgBouncer in between"
+    )
+    return Finding("D105", "warning", f"{what}: the fleet's budget is {budget}", seen, cure)
+
+
+def _name_of_all(database: Database) -> str:
+    """What the names of a fleet's sessions begin with; a pid or a process is each one's own."""
+    given = database.url.query.get("application_name")
+    name = given if isinstance(given, str) else application_name() or APPLICATION
+    return name.partition("{")[0].rstrip()
 
 
 async def _sqlite(database: Database, _idle_seconds: float) -> AsyncIterator[Finding]:

@@ -106,7 +106,7 @@ NAMES = (
 )
 # What asyncpg cannot do.
 LIBPQ_ALONE = ("gssencmode",)
-_APPLICATION = "loopsafe_db {process} {pid}"
+APPLICATION = "loopsafe_db {process} {pid}"
 _NAME_BYTES = 63  # PostgreSQL cuts the rest off
 _HOST_AND_PORT = re.compile(r"(\[.*\]|[^/\[\]:]*):(\d+)")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -209,7 +209,7 @@ def _name(options: DatabaseOptions, in_url: str | None) -> str:
     setting = options.server_settings.get("application_name")
     if setting and not in_url:
         return str(setting)
-    return _application_name(in_url or options.application_name or _APPLICATION)
+    return _application_name(in_url or options.application_name or APPLICATION)
 
 
 def _application_name(name: str) -> str:

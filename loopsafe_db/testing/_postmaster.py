@@ -224,8 +224,9 @@ class Postmaster:
         return "delete" if self._temporary else "keep"
 
     def _launch(self) -> None:
-        fixed = {"listen_addresses": HOST, "port": str(self.port), "unix_socket_directories": ""}
-        options = [f"--{name}={value}" for name, value in {**self._settings, **fixed}.items()]
+        fixed = {"port": str(self.port), "unix_socket_directories": ""}
+        settings = {"listen_addresses": HOST, **self._settings, **fixed}
+        options = [f"--{name}={value}" for name, value in settings.items()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._cluster, *options],

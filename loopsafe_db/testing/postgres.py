@@ -39,7 +39,8 @@ class EmbeddedPostgres:
         data_folder: Where the server keeps its data; the folder is its own. An earlier server's
             data is taken up again. ``None`` takes a temporary folder, removed at the end.
         max_connections: As in ``postgresql.conf``.
-        settings: More of its settings, such as ``{"log_statement": "all"}``.
+        settings: More of its settings, such as ``{"log_statement": "all"}``. With ``listen_addresses`` it listens
+            elsewhere, too; whom it lets in its ``pg_hba.conf`` says.
         start_timeout: Seconds until a server that does not answer is given up.
         programs: The folder of ``initdb`` and ``postgres``. ``None`` asks `find_binaries`.
     """
