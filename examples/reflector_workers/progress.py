@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 POLL_SECONDS = 0.25
+_DECIDE_EVERY_SECONDS = 2.0
 _OWN_TASKS = {"FORK", "FORK_JOIN_DYNAMIC", "JOIN"}  # Conductor does these itself
 _FAILED = {"FAILED", "FAILED_WITH_TERMINAL_ERROR", "TIMED_OUT"}
 
@@ -62,6 +63,8 @@ def watch(
 ) -> list[WorkflowState]:
     """Look at the workflows again and again until all have ended or the time is over.
 
+    Asks the server to decide from time to time: on SQLite it forgets to, under many workers.
+
     Args:
         conductor: Whom to ask.
         workflow_ids: Which workflows.
@@ -71,13 +74,23 @@ def watch(
     Returns:
         What the last look showed.
     """
-    deadline = time.monotonic() + seconds
+    decided = time.monotonic()
+    deadline = decided + seconds
     while True:
         states = [read_state(conductor.get_workflow(one)) for one in workflow_ids]
         on_look(states)
         if all(state.ended for state in states) or time.monotonic() > deadline:
             return states
+        if time.monotonic() > decided + _DECIDE_EVERY_SECONDS:
+            _decide(conductor, states)
+            decided = time.monotonic()
         time.sleep(POLL_SECONDS)
+
+
+def _decide(conductor: ConductorClient, states: Sequence[WorkflowState]) -> None:
+    for state in states:
+        if not state.ended:
+            conductor.decide_workflow(state.id)
 
 
 def read_state(workflow: Mapping[str, Any]) -> WorkflowState:

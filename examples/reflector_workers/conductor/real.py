@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from sqlalchemy import make_url
 
 from reflector_workers.conductor import guard, server_files
 from reflector_workers.conductor.client import ConductorClient
@@ -36,6 +38,12 @@ _SERVER_FLAGS = (
     "--conductor.scheduler.enabled=false",
     "--spring.main.lazy-initialization=true",
 )
+_ON_POSTGRESQL = (
+    "--conductor.db.type=postgres",
+    "--conductor.queue.type=postgres",
+    "--conductor.indexing.type=postgres",
+    "--conductor.elasticsearch.version=0",
+)
 
 
 class RealServer:
@@ -43,10 +51,15 @@ class RealServer:
 
     Args:
         report: Called with lines for the user while it is fetched and started.
+        database: URL of an empty PostgreSQL database for its state; without one it has a SQLite of its own, which
+            is for demos: it stalls under many workers, and a restart may fail a workflow.
     """
 
-    def __init__(self, report: Callable[[str], None] = print) -> None:
-        self._report = report
+    def __init__(
+        self, report: Callable[[str], None] = print, *, database: str | None = None
+    ) -> None:
+        self._report, self._database = report, database
+        self._java = self._jar = Path()
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -60,16 +73,30 @@ class RealServer:
         """Fetch the server if need be, start it, and return when it answers."""
         java = find_java()
         jar = server_files.prepare(java, self._report)
+        self._java, self._jar = java, jar
         self._folder = Path(tempfile.mkdtemp(prefix="conductor-server-"))
         self._port = _free_port()
         self._report(f"starting the Conductor server {server_files.VERSION} with {java}")
         try:
-            self._process = self._launch(_command(java, jar, self._folder, self._port))
-            self._wait_until_it_answers()
+            self._launch()
         except BaseException:  # Ctrl-C while it starts must not leave it behind either
             self.stop()
             raise
         return self
+
+    def restart(self, how: Literal["term", "kill"] = "term") -> None:
+        """End the server and start it again, at its address and with its data; return when it answers.
+
+        Args:
+            how: By SIGTERM, as a deploy does, or by SIGKILL, as after a crash.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        number = signal.SIGKILL if how == "kill" else signal.SIGTERM
+        os.killpg(self._process.pid, number)  # with its guard, which would remove the data
+        self._process.wait()
+        self._process.stdin.close()
+        self._launch()
 
     def stop(self) -> None:
         """Stop the server and remove its data, in bounded time. Twice is fine."""
@@ -98,17 +125,22 @@ class RealServer:
         assert self._folder is not None
         return self._folder / "server.log"
 
-    def _launch(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _launch(self) -> None:
+        assert self._folder is not None
         guarded = [sys.executable, "-I", "-S", guard.__file__, str(_GRACE_SECONDS)]
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [*guarded, str(self._folder), *command],
+        command = _command(self._java, self._jar, self._folder, self._port)
+        flags, variables = _persistence(self._folder, self._database)
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*guarded, str(self._folder), *command, *flags],
                 stdin=subprocess.PIPE,  # the guard stops the server when this breaks
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
+                env=os.environ | variables,
                 start_new_session=True,  # a Ctrl-C is ours to handle, and workers go first
             )
+        self._wait_until_it_answers()
 
     def _wait_until_it_answers(self) -> None:
         started = said = time.monotonic()
@@ -146,7 +178,6 @@ class RealServer:
 
 
 def _command(java: Path, jar: Path, folder: Path, port: int) -> list[str]:
-    database = f"jdbc:sqlite:{folder}/conductor.db?busy_timeout=15000&journal_mode=WAL"
     return [
         str(java),
         *_JVM_FLAGS,
@@ -154,9 +185,22 @@ def _command(java: Path, jar: Path, folder: Path, port: int) -> list[str]:
         "-jar",
         str(jar),
         f"--server.port={port}",
-        f"--spring.datasource.url={database}",
         *_SERVER_FLAGS,
     ]
+
+
+def _persistence(folder: Path, database: str | None) -> tuple[Sequence[str], dict[str, str]]:
+    """Where the server keeps its state: flags, and environment variables, which `ps` does not show."""
+    if database is None:
+        file = f"{folder}/conductor.db?busy_timeout=15000&journal_mode=WAL"
+        return (), {"SPRING_DATASOURCE_URL": f"jdbc:sqlite:{file}"}
+    url = make_url(database)
+    address = f"{url.host}:{url.port or 5432}/{url.database}"
+    return _ON_POSTGRESQL, {
+        "SPRING_DATASOURCE_URL": f"jdbc:postgresql://{address}",
+        "SPRING_DATASOURCE_USERNAME": url.username or "",
+        "SPRING_DATASOURCE_PASSWORD": str(url.password or ""),
+    }
 
 
 def _free_port() -> int:

@@ -23,7 +23,7 @@ from reflector_workers.conductor.errors import ConductorSetupError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-VERSION = "3.32.1"
+VERSION = "3.32.3"
 COORDINATES = f"org.conductoross:conductor-server:{VERSION}:jar:boot"
 JAR_NAME = f"conductor-server-{VERSION}-boot.jar"
 JAR_VARIABLE = "CONDUCTOR_SERVER_JAR"

@@ -18,6 +18,7 @@ from conductor.client.configuration.configuration import Configuration
 from conductor.client.worker.worker import Worker
 
 from loopsafe_db.integrations.conductor.health import health_server
+from loopsafe_db.integrations.conductor.metrics import provide_metrics
 from loopsafe_db.integrations.conductor.process import FleetTerms, FleetWorker, JobWatch
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class Fleet:
                     restart_on_failure=self._restarts > 0,
                     restart_max_attempts=self._restarts,
                 )
+                if self._metrics is not None:
+                    self._handler.metrics_provider_process = multiprocessing.Process(
+                        target=provide_metrics, args=(self._metrics,)
+                    )
                 self._terms.logger_pid = self._handler.logger_process.pid or 0
                 self._handler.start_processes()
         finally:

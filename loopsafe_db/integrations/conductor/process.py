@@ -227,18 +227,13 @@ class WorkerProcess:
         reported = 0.0
         while True:
             time.sleep(_LOOK_SECONDS)
-            if self._is_orphan():
+            if is_orphan(self._parent_pid):
                 self._leave_with_the_parent()
             if self._asked_at is not None and time.monotonic() > self._asked_at + self._terms.grace:
                 self._give_up()
             if time.monotonic() > reported + _REPORT_SECONDS:
                 reported = time.monotonic()
                 self._report(ended=False)
-
-    def _is_orphan(self) -> bool:
-        # Forked siblings hold the pipe that tells of the parent's end; a forkserver is everybody's parent.
-        parent = multiprocessing.parent_process()
-        return os.getppid() != self._parent_pid or (parent is not None and not parent.is_alive())
 
     def _leave_with_the_parent(self) -> None:
         if self._asked_at is None:
@@ -296,6 +291,13 @@ def _enter(terms: FleetTerms, function: Any, job_type: str) -> WorkerProcess:
         _here = WorkerProcess(terms, terms.version or code_version(function.__module__), job_type)
         _here.begin_life()
     return _here
+
+
+def is_orphan(parent_pid: int) -> bool:
+    """Tell whether this process has lost the parent that it began with."""
+    # Forked siblings hold the pipe that tells of the parent's end; a forkserver is everybody's parent.
+    parent = multiprocessing.parent_process()
+    return os.getppid() != parent_pid or (parent is not None and not parent.is_alive())
 
 
 def code_version(module: str) -> str:

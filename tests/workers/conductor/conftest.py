@@ -20,6 +20,8 @@ from tests.workers.conductor.rest import Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from loopsafe_db.testing.servers import PostgresServer
+
 # Fetching 437 MB may come first.
 REAL_MARKS = [pytest.mark.real_conductor, pytest.mark.timeout(1800)]
 KINDS = [pytest.param("stand_in"), pytest.param("real", marks=REAL_MARKS)]
@@ -66,6 +68,14 @@ def stand_in(http: httpx.Client) -> Iterator[Server]:
 def real(http: httpx.Client) -> Iterator[Server]:
     skip_without_real_server()
     with RealServer() as server:
+        yield Server(server.url, http)
+
+
+@pytest.fixture(scope="session")
+def durable(http: httpx.Client, postgres_server: PostgresServer) -> Iterator[Server]:
+    """The real server with its state in PostgreSQL: on SQLite it stalls under many workers."""
+    skip_without_real_server()
+    with RealServer(database=postgres_server.create_database()) as server:
         yield Server(server.url, http)
 
 

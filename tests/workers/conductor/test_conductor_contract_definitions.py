@@ -164,4 +164,4 @@ def test_health_is_told_at_both_addresses(conductor: Server, http: httpx.Client)
 
     assert at_root == conductor.call("GET", "/health").body
     assert at_root["healthy"] is True
-    assert conductor.call("GET", "/version").body.startswith("3.32.1")
+    assert conductor.call("GET", "/version").body.startswith("3.32.3")

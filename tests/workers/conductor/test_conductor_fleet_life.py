@@ -6,11 +6,13 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import psutil
@@ -20,11 +22,14 @@ from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.integrations.conductor import read_logs, read_reports
 from tests.docs.test_docs import ROOT
+from tests.workers.conductor.conftest import REAL_MARKS
 from tests.workers.conductor.rest import PATIENCE, by_reference, simple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import httpx
 
     from tests.workers.conductor.rest import Server
 
@@ -35,10 +40,18 @@ ON_THE_STAND_IN = pytest.mark.parametrize(
 MAIN = """
 from pathlib import PosixPath
 import sys
+from conductor.client.configuration.settings.metrics_settings import MetricsSettings
 from loopsafe_db.integrations.conductor import run_workers
 if __name__ == "__main__":
     sys.exit(run_workers({url!r}, ["tests.workers.fleet_jobs"], {options}))
 """
+
+
+class Code(str):
+    """A keyword's value, as code."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 @dataclass
@@ -56,6 +69,10 @@ class Program:
             assert time.monotonic() < give_up, f"{workflow} has not begun"
             time.sleep(0.02)
         return [int(path.suffix[1:]) for path in found]
+
+    def pids(self, what: str) -> set[str]:
+        """Those of the processes that have begun, or ended, a job."""
+        return {path.suffix for path in self.folder.glob(f"*.{what}.*")}
 
     def stop(self) -> int:
         self.process.terminate()
@@ -185,13 +202,14 @@ def test_a_job_that_does_not_end_in_time_goes_to_the_next_fleet_at_once(
     assert "is given back" in old.process.communicate()[0]
 
 
+@pytest.mark.parametrize(
+    "conductor", ["stand_in", pytest.param("durable", marks=REAL_MARKS)], indirect=True
+)
 def test_a_busy_fleet_of_fifteen_processes_ends_by_itself_and_loses_no_job(
     start: Callable[..., Program], jobs: Jobs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     busy = start(processes={"in_thread": 8, "in_loop": 7}, version="old")
-    workflows = [jobs.begin("in_thread", 8.0) for _ in range(16)]
-    workflows += [jobs.begin("in_loop", 8.0) for _ in range(14)]
-    at_work = {pid for workflow in workflows for pid in busy.begun(workflow)}
+    workflows = keep_busy(busy, jobs, processes=15)
     family = psutil.Process(busy.process.pid).children(recursive=True)
     assert len(family) > 15
 
@@ -200,12 +218,25 @@ def test_a_busy_fleet_of_fifteen_processes_ends_by_itself_and_loses_no_job(
     took = time.monotonic() - began
 
     with capsys.disabled():
-        print(f"\n{len(at_work)} of 15 processes seen at work; all have ended after {took:.1f} s")
+        print(f"\n15 processes at work have ended after {took:.1f} s")
     assert code == 0  # nobody had to be killed
-    assert psutil.wait_procs(family, 0)[1] == []
+    assert psutil.wait_procs(family, PATIENCE)[1] == []
     start(version="new")
     for workflow in workflows:
         jobs.end(workflow)  # at the first attempt
+
+
+def keep_busy(program: Program, jobs: Jobs, processes: int) -> list[str]:
+    """Have more jobs than the fleet can do at once, until each process has had one; all that were begun."""
+    workflows: list[str] = []
+    kinds, give_up = cycle(KINDS), time.monotonic() + 3 * PATIENCE
+    while len(program.pids("begun")) < processes:
+        assert time.monotonic() < give_up, program.pids("begun")
+        if len(workflows) - len(list(program.folder.glob("*.ended.*"))) < 3 * processes:
+            workflows.append(jobs.begin(next(kinds), 1.0))
+        else:
+            time.sleep(0.02)
+    return workflows
 
 
 @ON_THE_STAND_IN
@@ -222,6 +253,33 @@ def test_a_fleet_whose_parent_is_killed_ends_too(
 
     assert alive == []
     assert all(report.ended for report in read_reports(tmp_path))
+
+
+@ON_THE_STAND_IN
+def test_a_fleet_tells_its_health_and_the_metrics_of_the_sdk_and_leaves_neither_behind(
+    start: Callable[..., Program], jobs: Jobs, tmp_path: Path, http: httpx.Client
+) -> None:
+    health, metrics = free_port(), free_port()
+    settings = f"MetricsSettings(directory={str(tmp_path)!r}, http_port={metrics})"
+    program = start(health_port=health, metrics=Code(settings), grace=0.3)
+    done = [jobs.end(jobs.begin(kind, 0)) for kind in KINDS]
+
+    assert http.get(f"http://127.0.0.1:{health}/").status_code == 200
+    counted = http.get(f"http://127.0.0.1:{metrics}/metrics").text
+    assert all(f'taskType="{kind}"' in counted for kind in KINDS)
+    os.kill(int(str(done[0]["workerId"]).split("/")[1]), signal.SIGKILL)
+    while http.get(f"http://127.0.0.1:{health}/").status_code != 503:
+        assert program.process.poll() is None
+    left = psutil.Process(program.process.pid).children(recursive=True)
+    program.process.kill()
+    _, alive = psutil.wait_procs(left, timeout=PATIENCE)
+    assert alive == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @ON_THE_STAND_IN

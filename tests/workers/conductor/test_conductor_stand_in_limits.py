@@ -66,4 +66,4 @@ def test_its_health_says_that_it_is_a_stand_in(stand_in: Server, http: httpx.Cli
     health = http.get(stand_in.url.removesuffix("/api") + "/health").json()
 
     assert "stand-in" in health["healthResults"][0]["details"]["server"]
-    assert stand_in.call("GET", "/version").body == "3.32.1-stand-in"
+    assert stand_in.call("GET", "/version").body == "3.32.3-stand-in"

@@ -1,7 +1,7 @@
 """A STAND-IN for a Conductor server: enough of its REST calls to run the example without Java.
 
 This is not Conductor. It keeps everything in memory, knows the task types ``SIMPLE``,
-``FORK_JOIN_DYNAMIC`` and ``JOIN`` only, and imitates server 3.32.1 where conductor-python 2.0.0
+``FORK_JOIN_DYNAMIC`` and ``JOIN`` only, and imitates server 3.32.3 where conductor-python 2.0.0
 and this example look. One suite of contract tests runs against it and against the real server.
 
 Refused with an error that says so: other task types, optional tasks, task domains, functions in

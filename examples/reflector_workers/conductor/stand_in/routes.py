@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Engine, "Request"], "Answer"]
 
-VERSION = "3.32.1-stand-in"
+VERSION = "3.32.3-stand-in"
 UPDATE_V2_WAIT_MS = 100
 
 
