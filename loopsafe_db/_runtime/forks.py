@@ -52,6 +52,13 @@ def is_readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], 0)[0])
 
 
+def has_failed(fd: int) -> bool:
+    """Tell whether a socket was reset, though there may be something left to read; without waiting."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def abandon(
     states: Iterable[LoopState | ProcessState],
     transports: list[MovableTransport],

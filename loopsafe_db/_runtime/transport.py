@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loopsafe_db._runtime.forks import SocketId, is_readable
+from loopsafe_db._runtime.forks import SocketId, has_failed, is_readable
 from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.errors import UnsupportedLoopError
 
@@ -216,22 +216,18 @@ class MovableTransport(asyncio.Transport):
 
     def _leave(self) -> None:
         if (loop := self.home) is not None:
-            loop.remove_reader(self._fd)
+            with suppress(
+                RuntimeError
+            ):  # uvloop has stopped to watch one that was reset, and wants to go on writing
+                loop.remove_reader(self._fd)
             if self._unsent or self.closing:
                 loop.remove_writer(self._fd)
 
-    def _read_with_reset(self) -> bool:
-        """Read, and learn of a reset that has come with the data: after that uvloop calls nobody any more."""
-        more = self._read_ready()
-        if more:
-            try:
-                self._sock.recv(1, socket.MSG_PEEK)
-            except (BlockingIOError, InterruptedError):
+    def _read_with_reset(self) -> None:
+        """Read; where it was reset, all that is left, and learn of that: after this event uvloop calls nobody."""
+        if self._read_ready() and has_failed(self._fd):
+            while self._read_ready():
                 pass
-            except OSError as error:
-                self._fail(error)
-                return False
-        return more
 
     def _read_ready(self) -> bool:
         """Read once; tell whether there may be more."""

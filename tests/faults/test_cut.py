@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from loopsafe_db import Database
+from loopsafe_db._runtime.transport import ANY_LOOP
 from loopsafe_db.errors import ConnectError, ConnectionLost
 from tests.conftest import SCOPE
 from tests.faults.wire import Wire, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 OPENINGS = [("asyncpg", b"version()"), ("psycopg", b"version()"), ("psycopg", b"hstore")]
 ENDINGS = [("asyncpg", b"COMMIT"), ("psycopg", b"COMMIT"), ("psycopg", b"CLOSE")]
@@ -73,3 +79,34 @@ async def test_one_that_ends_with_a_stream_is_lost(wire: Wire, driver: str, word
 
     wire.hush = nothing
     assert await database.fetch_val("SELECT 1") == 1
+
+
+class Reader(asyncio.Protocol):
+    """What a driver is to its transport."""
+
+    def __init__(self) -> None:
+        self.heard, self.ended = 0, asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard += len(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended.set()
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("size", [1, 100_000])  # the second takes two reads
+def test_a_reset_that_comes_with_data_is_told(factory: Any, size: int) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            transport, reader = await ANY_LOOP.create_connection(Reader, *listener.getsockname())
+            server = listener.accept()[0]
+            server.sendall(b"x" * size)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            server.close()
+            async with asyncio.timeout(5):
+                await reader.ended.wait()
+            assert transport.is_closing()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
