@@ -49,6 +49,7 @@ from loopsafe_db.errors import (
     ConnectionLost,
     ConnectTimeout,
     InvalidURLError,
+    PgBouncerError,
     StatementTimeout,
     TransactionAborted,
 )
@@ -275,9 +276,26 @@ class GuardedConnection(BaseConnection):
     ) -> Awaitable[Any]:
         # asyncpg prepares here, or finds what it has prepared.
         self.guarded_catch_up()
-        if hash(query) in self.guarded_plans.shifting:
-            named, use_cache = named or "", False
-        return super()._get_statement(query, timeout, named=named, use_cache=use_cache, **options)
+        if hash(query) not in self.guarded_plans.shifting:
+            return self.guarded_prepare(query, timeout, named=named, use_cache=use_cache, **options)
+        if named:  # as for a cursor
+            # A PgBouncer keeps a plan for each text, whatever name it has: this one is new to it.
+            query = f"{query}\n/* {next(self.guarded_names)} */"
+        return super()._get_statement(query, timeout, named=named or "", use_cache=False, **options)
+
+    async def guarded_prepare(self, query: str, timeout: float | None, **options: Any) -> Any:
+        """Prepare what is thought to have the rows that it always had.
+
+        Raises:
+            PgBouncerError: It has others, and a PgBouncer has kept it from before; in a transaction, which has failed.
+        """
+        try:
+            return await super()._get_statement(query, timeout, **options)
+        except asyncpg.InvalidCachedStatementError as error:
+            self.guarded_plans.shift(query)
+            if self.is_in_transaction():
+                raise PgBouncerError(f"{error}; it has kept a statement of before that") from error
+        return await self._get_statement(query, timeout, **options)
 
     def guarded_prepared(self, query: str, record_class: type) -> Any:
         """Give what was prepared for a query; None where asyncpg's own way has more to do."""
@@ -902,6 +920,8 @@ class AsyncpgDriver:
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         plans = raw.guarded_plans
+        if isinstance(error, PgBouncerError):  # see `guarded_prepare`
+            return isinstance(error.__cause__, asyncpg.InvalidCachedStatementError)
         outdated = isinstance(error, asyncpg.OutdatedSchemaCacheError)  # found in the answer
         lost = libpq.is_lost(error)
         if isinstance(error, asyncpg.InvalidCachedStatementError):

@@ -1,4 +1,7 @@
-"""A real PgBouncer before this run's PostgreSQL, with fewer servers than the tests have tasks."""
+"""A real PgBouncer before this run's PostgreSQL, with fewer servers than the tests have tasks.
+
+One of today is looked for in ``LOOPSAFE_TEST_POOLERS`` first, a folder that ``.ci/poolers.sh`` makes.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 SERVERS = 2
 _PLACES = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+_OF_TODAY = f"{os.environ.get('LOOPSAFE_TEST_POOLERS', '')}:{_PLACES}"
 _SETTINGS = """
 [databases]
 * = host={host} port={port} user={user} password='{password}'
@@ -38,14 +42,22 @@ server_tls_sslmode = disable
 """
 # From 1.21 PgBouncer knows of prepared statements, and can keep them where they are: then nothing is ever lost.
 _FORGETFUL = "max_prepared_statements = 0\n"
+_KEEPS = (1, 24)  # does so by default
 
 
 @contextmanager
-def pgbouncer(server: str, mode: str) -> Iterator[URL]:
-    """Run it in pool mode `mode`; the URL of the same database through it."""
-    program = shutil.which("pgbouncer", path=_PLACES)
-    if program is None:
-        raise ServerUnavailableError("there is no program pgbouncer")
+def pgbouncer(server: str, mode: str, *, keeps: bool = False) -> Iterator[URL]:
+    """Run it in pool mode `mode`; the URL of the same database through it.
+
+    Args:
+        server: The URL of a database.
+        mode: The pool mode.
+        keeps: Whether it is to be one of today, which keeps what was prepared; else one that has never heard of that.
+
+    Raises:
+        ServerUnavailableError: There is none.
+    """
+    program = find_pgbouncer(keeps=keeps)
     url, port = make_url(server), _free_port()
     with tempfile.TemporaryDirectory() as name:
         folder, identity = Path(name), unprivileged_identity()  # it does not run as root
@@ -58,7 +70,7 @@ def pgbouncer(server: str, mode: str) -> Iterator[URL]:
                 mode=mode,
                 servers=SERVERS,
             )
-            + (_FORGETFUL if _version(program) >= (1, 21) else "")
+            + (_FORGETFUL if not keeps and version(program) >= (1, 21) else "")
         )
         if identity:
             for path in (folder, settings):
@@ -80,7 +92,21 @@ def pgbouncer(server: str, mode: str) -> Iterator[URL]:
             process.wait(10)
 
 
-def _version(program: str) -> tuple[int, ...]:
+def find_pgbouncer(*, keeps: bool) -> str:
+    """Give the program."""
+    program = shutil.which("pgbouncer", path=_OF_TODAY if keeps else _PLACES)
+    if program is None:
+        raise ServerUnavailableError("there is no program pgbouncer")
+    if keeps and version(program) < _KEEPS:
+        raise ServerUnavailableError(
+            f"{program} is older than 1.24: .ci/poolers.sh FOLDER unpacks one, in FOLDER/usr/sbin; "
+            "name that by LOOPSAFE_TEST_POOLERS"
+        )
+    return program
+
+
+def version(program: str) -> tuple[int, ...]:
+    """Give its version, of two numbers."""
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     return tuple(map(int, said.split()[1].split(".")[:2]))
 

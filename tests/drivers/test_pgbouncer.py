@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database, PoolLimits
 from loopsafe_db.errors import InvalidSettingError, PgBouncerError
-from tests.conftest import SCOPE, skip_without_postgres
+from tests.conftest import SCOPE, skip_without
 from tests.drivers.pgbouncer import pgbouncer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from loopsafe_db.testing.servers import PostgresServer
 
@@ -35,11 +35,15 @@ things = sa.Table(
 )
 
 
-@pytest.fixture(scope="module", params=["transaction", "session"])
+@pytest.fixture(scope="module", params=["transaction", "session", "transaction keeps"])
 def bouncer(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[sa.URL]:
-    """The URL of a PgBouncer; its query has the pool mode."""
-    with skip_without_postgres(), pgbouncer(postgres_server.url, request.param) as url:
-        yield url.set(query={"mode": request.param})
+    """The URL of a PgBouncer; its query has the pool mode, and whether it keeps what was prepared."""
+    mode, _, keeps = request.param.partition(" ")
+    with (
+        skip_without("PgBouncer of today" if keeps else "PgBouncer"),
+        pgbouncer(postgres_server.url, mode, keeps=bool(keeps)) as url,
+    ):
+        yield url.set(query={"mode": mode, "keeps": keeps})
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -62,10 +66,10 @@ def handle(url: sa.URL, mode: str) -> Database:
 
 
 @pytest.fixture
-def unaware(url: sa.URL, mode: str) -> Database:
-    """One that does not, in transaction mode."""
-    if mode == "session":
-        pytest.skip("a session keeps its server")
+def unaware(url: sa.URL, bouncer: sa.URL) -> Database:
+    """One that does not, where what was prepared is lost."""
+    if bouncer.query["mode"] == "session" or bouncer.query["keeps"]:
+        pytest.skip("nothing is lost")
     return Database(url, scope=SCOPE, pool=PoolLimits(1))
 
 
@@ -247,3 +251,112 @@ async def test_a_statement_of_the_users_own_is_nobodys_business(postgres_url: st
     database = Database(postgres_url)
     with pytest.raises(asyncpg.InvalidSQLStatementNameError):
         await database.execute("EXECUTE mine")
+
+
+# -- where it keeps what was prepared, by its text, for all clients
+
+SHAPE = "SELECT * FROM shape"
+keeping = pytest.mark.parametrize("bouncer", ["transaction keeps"], indirect=True, scope="module")
+
+
+@pytest.fixture
+def unaware_of_keeping(url: sa.URL, postgres_url: str) -> Callable[[], Database]:
+    """Makes handles that do not know of it; the PgBouncer knows `SHAPE` as it was before a column was added."""
+
+    def make() -> Database:
+        return Database(url, scope=SCOPE, pool=PoolLimits(1))
+
+    async def prepare_and_alter() -> None:
+        direct = Database(postgres_url)
+        await direct.execute("CREATE TABLE shape (id int); INSERT INTO shape VALUES (1)")
+        async with make() as first:
+            for ask in (rows_of_text, rows_of_clause, rows_of_stream, rows_of_session):
+                for _ in range(8):
+                    assert await ask(first) == [(1,)]
+        await direct.execute("ALTER TABLE shape ADD COLUMN more int")
+
+    asyncio.run(prepare_and_alter())
+    return make
+
+
+async def rows_of_text(database: Database) -> list[Any]:
+    return await database.fetch_all(SHAPE)
+
+
+async def rows_of_clause(database: Database) -> list[Any]:
+    return await database.fetch_all(sa.text(SHAPE))
+
+
+async def rows_of_stream(database: Database) -> list[Any]:
+    return [row async for row in database.iterate(SHAPE)]
+
+
+async def rows_of_clauses_stream(database: Database) -> list[Any]:
+    return [row async for row in database.iterate(sa.text(SHAPE))]
+
+
+async def rows_of_transaction(database: Database) -> list[Any]:
+    async with database.transaction():
+        return await database.fetch_all(SHAPE)
+
+
+async def rows_of_session(database: Database) -> list[Any]:
+    async with database.session() as session:
+        return list((await session.execute(sa.text(SHAPE))).all())
+
+
+@keeping
+@pytest.mark.parametrize(
+    "ask", [rows_of_text, rows_of_clause, rows_of_stream, rows_of_clauses_stream]
+)
+async def test_an_altered_table_is_read_at_once(
+    unaware_of_keeping: Callable[[], Database], ask: Callable[[Database], Awaitable[list[Any]]]
+) -> None:
+    for _ in range(2):  # a process that comes later has it as hard
+        async with unaware_of_keeping() as database:
+            for _ in range(8):
+                assert await ask(database) == [(1, None)]
+            assert database.stats().opened == 1
+
+
+@keeping
+@pytest.mark.parametrize("ask", [rows_of_transaction, rows_of_session])
+async def test_a_transaction_on_an_altered_table_fails_once_at_most(
+    unaware_of_keeping: Callable[[], Database], ask: Callable[[Database], Awaitable[list[Any]]]
+) -> None:
+    async with unaware_of_keeping() as database:
+        failed = []
+        for _ in range(8):
+            try:
+                assert await ask(database) == [(1, None)]
+            except (PgBouncerError, psycopg.Error, sa.exc.DBAPIError) as error:
+                failed.append(error)
+        assert len(failed) <= 1
+        if database.url.driver == "asyncpg":
+            assert [type(error) for error in failed] == [PgBouncerError]
+            assert 'pgbouncer="transaction"' in str(failed[0])
+        assert database.stats().opened == 1
+
+
+@keeping
+@pytest.mark.parametrize("ask", [rows_of_text, rows_of_clause, rows_of_stream, rows_of_session])
+async def test_who_knows_of_it_never_meets_an_altered_table(
+    unaware_of_keeping: Callable[[], Database], ask: Callable[[Database], Awaitable[list[Any]]]
+) -> None:
+    async with Database(unaware_of_keeping().url, pgbouncer="transaction", scope=SCOPE) as database:
+        assert [await ask(database) for _ in range(8)] == [[(1, None)]] * 8
+
+
+@keeping
+async def test_a_users_own_statement_is_never_another_one(
+    unaware_of_keeping: Callable[[], Database],
+) -> None:
+    async with unaware_of_keeping() as database:
+        if database.url.driver != "asyncpg":
+            pytest.skip("psycopg hands out no statements")
+        await database.fetch_all(SHAPE)
+        async with database.transaction() as transaction:
+            raw = transaction.connection.raw_connection
+            mine = await raw.prepare(SHAPE)
+            assert await raw.fetchval("SELECT CAST($1 AS int)", 7) == 7
+            assert list(await mine.fetch()) == [(1, None)]
