@@ -412,7 +412,7 @@ def need_readers(loop: asyncio.AbstractEventLoop) -> None:
         return
     with socket.socket() as sock:
         try:
-            loop.remove_reader(sock)
+            loop.remove_reader(sock.fileno())  # rloop takes nothing else
         except NotImplementedError:
             raise NoReadersError(kind.__name__) from None
     _with_readers.add(kind)
