@@ -349,7 +349,8 @@ class AsksAtOnce(PGDialect):
     def initialize(self, connection: Any) -> None:
         """Ask, and have SQLAlchemy take the answers one by one."""
         known = _Known(connection)
-        self._isolation_at_first = known.answers["show transaction isolation level"].upper()
+        level: str = known.exec_driver_sql("show transaction isolation level").scalar()
+        self._isolation_at_first = level.upper()
         super().initialize(known)  # type: ignore[no-untyped-call]
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
@@ -370,8 +371,8 @@ class _Known:
         return getattr(self._connection, name)
 
     def exec_driver_sql(self, statement: str) -> Any:
-        """Give the answer that is known; what SQLAlchemy asks beside that is asked."""
-        if statement in self.answers:
+        """Give the answer that is known; what SQLAlchemy asks beside that is asked, as what a QuestDB answers by ''."""
+        if self.answers.get(statement):
             return SimpleNamespace(scalar=lambda: self.answers[statement])
         return self._connection.exec_driver_sql(statement)
 

@@ -145,6 +145,15 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialectAsync_psycopg)
         """Have errors named."""
         event.listen(engine, "handle_error", partial(libpq.name_engines_pgbouncer, _is_elsewhere))
 
+    def _type_info_fetch(self, connection: Any, name: str) -> Any:
+        # A type that the server can have; one without to_regtype(), as QuestDB, has not.
+        try:
+            return super()._type_info_fetch(connection, name)  # type: ignore[no-untyped-call]
+        except psycopg.OperationalError:
+            raise
+        except psycopg.DatabaseError:
+            return None
+
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin, unless isolation level AUTOCOMMIT was asked for."""
         raw: GuardedConnection = plain_connection(dbapi_connection)

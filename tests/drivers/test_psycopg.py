@@ -576,3 +576,19 @@ def test_a_look_at_an_idle_connection_takes_no_answer_from_another_thread(
     asking.join()
 
     assert answers == [3]
+
+
+@pytest.mark.parametrize("way", ["text", "clause", "session"])
+async def test_a_server_without_to_regtype_is_no_obstacle(
+    database: Database, witness: Database, way: str
+) -> None:
+    # as QuestDB has none: SQLAlchemy has psycopg look for hstore, by it
+    await witness.execute("ALTER FUNCTION pg_catalog.to_regtype(text) RENAME TO gone")
+    if way == "text":
+        assert await database.fetch_val("SELECT 7") == 7
+    elif way == "clause":
+        assert await database.fetch_val(sa.select(sa.literal(7))) == 7
+    else:
+        async with database.session() as session:
+            assert await session.scalar(sa.select(sa.literal(7))) == 7
+    assert database.stats().opened == 1
