@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,11 +22,11 @@ from loopsafe_db.errors import ServerUnavailableError
 from loopsafe_db.testing._binaries import unprivileged_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SERVERS = 2
 _PLACES = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-_OF_TODAY = f"{os.environ.get('LOOPSAFE_TEST_POOLERS', '')}:{_PLACES}"
+OF_TODAY = f"{os.environ.get('LOOPSAFE_TEST_POOLERS', '')}:{_PLACES}"
 _SETTINGS = """
 [databases]
 * = host={host} port={port} user={user} password='{password}'
@@ -58,9 +59,9 @@ def pgbouncer(server: str, mode: str, *, keeps: bool = False) -> Iterator[URL]:
         ServerUnavailableError: There is none.
     """
     program = find_pgbouncer(keeps=keeps)
-    url, port = make_url(server), _free_port()
+    url, port = make_url(server), free_port()
     with tempfile.TemporaryDirectory() as name:
-        folder, identity = Path(name), unprivileged_identity()  # it does not run as root
+        folder = Path(name)
         settings = folder / "pgbouncer.ini"
         settings.write_text(
             _SETTINGS.format(
@@ -72,29 +73,40 @@ def pgbouncer(server: str, mode: str, *, keeps: bool = False) -> Iterator[URL]:
             )
             + (_FORGETFUL if not keeps and version(program) >= (1, 21) else "")
         )
-        if identity:
-            for path in (folder, settings):
-                os.chown(path, identity["user"], identity["group"])
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [program, settings],
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **identity,
-            )
-        try:
-            _wait_for(port, process, folder / "log")
+        with running([program, settings], folder, port):
             yield url.set(port=port)
-        finally:
-            process.terminate()
-            process.wait(10)
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    folder: Path,
+    port: int,
+    *,
+    ending: int = signal.SIGTERM,
+    patience: float = 10.0,
+    as_root: bool = False,
+) -> Iterator[None]:
+    """Run a program that has its files in a folder and listens on a port: not as root, where it need not be."""
+    identity = {} if as_root else unprivileged_identity()
+    if identity:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, identity["user"], identity["group"])
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, **identity
+        )
+    try:
+        _wait_for(port, process, folder / "log", patience)
+        yield
+    finally:
+        process.send_signal(ending)
+        process.wait(30)
 
 
 def find_pgbouncer(*, keeps: bool) -> str:
     """Give the program."""
-    program = shutil.which("pgbouncer", path=_OF_TODAY if keeps else _PLACES)
+    program = shutil.which("pgbouncer", path=OF_TODAY if keeps else _PLACES)
     if program is None:
         raise ServerUnavailableError("there is no program pgbouncer")
     if keeps and version(program) < _KEEPS:
@@ -111,8 +123,8 @@ def version(program: str) -> tuple[int, ...]:
     return tuple(map(int, said.split()[1].split(".")[:2]))
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -120,9 +132,10 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.02)
         else:
             return
-    raise ServerUnavailableError(f"pgbouncer did not start:\n{log.read_text(errors='replace')}")
+    raise ServerUnavailableError(f"it did not start:\n{log.read_text(errors='replace')}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Give a port that nobody has now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
