@@ -353,7 +353,13 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             self._waiting = True
         options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
         try:
-            return await waiting.wait_async(gen, self.pgconn.socket, interval, **options)
+            try:
+                wanted = next(gen)
+            except StopIteration as done:
+                # psycopg 3.3 may yield to the loop here: who is cancelled then does not learn that it is done.
+                return done.value
+            going_on = _going_on(gen, wanted)
+            return await waiting.wait_async(going_on, self.pgconn.socket, interval, **options)
         except _ANSWERS:
             raise
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -998,6 +1004,13 @@ def _resumed(gen: Any) -> Generator[Any, Any, Any]:
     """Go on with what was stopped while it waited for its socket."""
     try:
         wanted = gen.send(waiting.Ready.W)
+    except StopIteration as done:
+        return done.value
+    return (yield from _going_on(gen, wanted))
+
+
+def _going_on(gen: Any, wanted: Any) -> Generator[Any, Any, Any]:
+    try:
         while True:
             wanted = gen.send((yield wanted))
     except StopIteration as done:

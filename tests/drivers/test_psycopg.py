@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -591,4 +591,23 @@ async def test_a_server_without_to_regtype_is_no_obstacle(
     else:
         async with database.session() as session:
             assert await session.scalar(sa.select(sa.literal(7))) == 7
+    assert database.stats().opened == 1
+
+
+async def test_who_is_cancelled_while_the_loop_gets_a_turn_is_cancelled_and_nothing_else(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", -1.0, raising=False)  # at each step
+    await database.execute("CREATE TABLE things (id INTEGER)")
+    rows = [{"id": number} for number in range(3)]
+
+    for turns in range(30):
+        task = asyncio.ensure_future(database.execute_many("INSERT INTO things VALUES (:id)", rows))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    assert await database.fetch_val("SELECT count(*) FROM things") % 3 == 0
     assert database.stats().opened == 1
