@@ -353,13 +353,13 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             self._waiting = True
         options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
         try:
+            sock = self.pgconn.socket  # where it is closed this fails, before anything is begun
             try:
                 wanted = next(gen)
             except StopIteration as done:
                 # psycopg 3.3 may yield to the loop here: who is cancelled then does not learn that it is done.
                 return done.value
-            going_on = _going_on(gen, wanted)
-            return await waiting.wait_async(going_on, self.pgconn.socket, interval, **options)
+            return await waiting.wait_async(_going_on(gen, wanted), sock, interval, **options)
         except _ANSWERS:
             raise
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
