@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import skip_without_postgres
-from tests.faults.test_vanished_host import OWN_NETWORK, ROOT, can_have_a_network
+from tests.faults.own_network import run_in_own_network
 
 
 @pytest.mark.timeout(200)
@@ -35,18 +29,6 @@ from tests.faults.test_vanished_host import OWN_NETWORK, ROOT, can_have_a_networ
 def test_the_budget_holds_where_each_host_counts(
     counted: str, code: str, what: str, seen: str
 ) -> None:
-    if not can_have_a_network():
-        pytest.skip("ONLY ROOT, ON LINUX, MAY MAKE A NETWORK: SO NOTHING IS PROVED HERE")
-    with skip_without_postgres():
-        done = subprocess.run(
-            (*OWN_NETWORK, sys.executable, "-m", "tests.faults.two_hosts", counted),
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=150,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = {each["what"]: each for each in json.loads(done.stdout)}
+    findings = run_in_own_network("tests.faults.two_hosts", counted)
+    found = {each["what"]: each for each in findings}
     assert (found[what]["code"], found[what]["evidence"]) == (code, seen)
