@@ -951,7 +951,9 @@ async def _execute_many(
     try:
         await cursor.executemany(sql, rows)
     except BaseException as error:
-        if not raw.closed and raw.guarded_owner.is_here:
+        if raw.pgconn.pipeline_status != PipelineStatus.OFF:
+            raw.end()  # the server ended it before the pipeline's end, and libpq takes it for open
+        elif not raw.closed and raw.guarded_owner.is_here:
             await transaction.rollback()
         if isinstance(error, AssertionError) and isinstance(error.__context__, psycopg.Error):
             raise error.__context__ from None  # where its pipeline could not begin, psycopg hides why

@@ -141,21 +141,25 @@ class Wire:
             while True:
                 near = listener.accept()[0]
                 self.connections += 1
-                if self.refusal:
-                    near.recv(65536)
-                    near.sendall(self.refusal)
-                    near.close()
-                    continue
-                far = socket.create_connection((self._url.host or "", self._url.port or 5432))
-                for sock in (near, far):  # as both ends have it: nothing is kept back for the next
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets += near, far
-                self._nears.append(near)
-                self.open += 1
-                self.most_open = max(self.open, self.most_open)
-                silent = threading.Event()
-                threading.Thread(target=self._send, args=(near, far, silent), daemon=True).start()
-                threading.Thread(target=self._answer, args=(far, near, silent), daemon=True).start()
+                with suppress(OSError):  # of who is gone again: the next may come
+                    self._serve(near)
+
+    def _serve(self, near: socket.socket) -> None:
+        if self.refusal:
+            near.recv(65536)
+            near.sendall(self.refusal)
+            near.close()
+            return
+        far = socket.create_connection((self._url.host or "", self._url.port or 5432))
+        for sock in (near, far):  # as both ends have it: nothing is kept back for the next
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sockets += near, far
+        self._nears.append(near)
+        self.open += 1
+        self.most_open = max(self.open, self.most_open)
+        silent = threading.Event()
+        threading.Thread(target=self._send, args=(near, far, silent), daemon=True).start()
+        threading.Thread(target=self._answer, args=(far, near, silent), daemon=True).start()
 
     def _send(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
         with suppress(OSError):
@@ -189,12 +193,13 @@ class Wire:
             self._ended.wait(self.trickle)
 
     def _answer(self, far: socket.socket, near: socket.socket, silent: threading.Event) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # reset: what has not read all that it was sent ends so
             while data := far.recv(65536):
                 if not silent.is_set():
                     self._pass_on(near, data)
                 if self.hush_after(data):
                     silent.set()
-            self.ends_held += self.holds_ends
-            if not (silent.is_set() or self.holds_ends):
+        self.ends_held += self.holds_ends
+        if not (silent.is_set() or self.holds_ends):
+            with suppress(OSError):
                 near.shutdown(socket.SHUT_WR)
