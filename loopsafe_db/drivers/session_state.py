@@ -56,7 +56,8 @@ _POSTGRESQL = _pattern(
     SETTINGS=rf"\A(?:SET(?! (?:LOCAL|CONSTRAINTS|TRANSACTION)\b)|RESET|LISTEN|UNLISTEN|DISCARD|DEALLOCATE|{_TEMPORARY})"
     r"|\bWITH HOLD\b|\bINTO (?:LOCAL |GLOBAL )?TEMP(?:ORARY)?\b|\bPG_TEMP"
     r"|\bPG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?\b|\bSET_LIMIT\b"
-    r'|\bSET_CONFIG\b(?!"? ?\([^(),]+,[^(),]+, ?TRUE ?\))',
+    r'|\bSET_CONFIG\b(?!"? ?\([^(),]+,[^(),]+, ?TRUE ?\))'
+    r'|\bUPDATE (?:ONLY )?(?:"?PG_CATALOG"? ?\. ?)?"?PG_SETTINGS\b',
 )
 # Of SQLite's pragmas these belong to the file, or only tell something.
 _TELLS = (

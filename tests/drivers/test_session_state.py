@@ -34,6 +34,7 @@ POSTGRESQL = [
     "SET search_path = pg_catalog",
     "/* a tenant's */ set my.tenant = 'a'",
     "SELECT set_config('my.tenant', 'a', false)",
+    "UPDATE pg_catalog.pg_settings SET setting = 'pg_catalog' WHERE name = 'search_path'",
     "SET ROLE pg_monitor",
     "SET SESSION AUTHORIZATION pg_monitor",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -586,7 +587,7 @@ TOUCH = {
 LEAVE = {
     "postgresql": [
         "SELECT 1",
-        "UPDATE t SET a = 1",
+        "UPDATE t SET a = 1 WHERE b IN (SELECT name FROM pg_settings)",
         "INSERT INTO t VALUES (1) ON CONFLICT DO UPDATE SET a = 1",
         "SET LOCAL x = 1",
         "SET TRANSACTION READ ONLY",
