@@ -94,8 +94,7 @@ class Weather:
             undone=undone,
             uvloop=random.random() < 0.4,
         )
-        # On uvloop 0.23 a socket that was reset has been seen to go from its epoll untold: who waits, waits for ever.
-        may_strike = driver != "aiosqlite" and not (undone or made.uvloop)
+        may_strike = driver != "aiosqlite" and not undone
         return replace(made, lightning=may_strike and random.random() < 0.6)
 
 
