@@ -329,7 +329,7 @@ class Connection:
         self, key: int | str, *, shared: bool = False, timeout: float | None = None
     ) -> AsyncIterator[None]:
         """Hold a lock of PostgreSQL's that is the application's own. See `Database.advisory_lock`."""
-        self._copying("advisory_lock", session=True)
+        self._session_driver("advisory_lock")
         kind = "_shared" if shared else ""
         which = ":key" if isinstance(key, int) else "hashtextextended(:key, 0)"
         await self.execute(f"SELECT pg_advisory_lock{kind}({which})", {"key": key}, timeout=timeout)
@@ -352,13 +352,26 @@ class Connection:
         if self._key.pid == os.getpid():
             await or_give_up(work, ENDING_TIMEOUT, self.give_up)
 
-    def _copying(self, what: str, *, session: bool = False) -> Any:
+    def _copying(self, what: str) -> Any:
         """Give a driver that knows PostgreSQL's COPY and LISTEN.
 
         Raises:
-            UnsupportedError: It does not; or what belongs to a session is asked for, and there is none.
+            UnsupportedError: It does not.
         """
-        return copying_driver(self._pool, what, session=session)
+        return copying_driver(self._pool, what)
+
+    def _session_driver(self, what: str) -> Any:
+        """Give such a driver where the connection keeps its session of the server's.
+
+        Raises:
+            UnsupportedError: The driver does not know of it; or there is a PgBouncer in transaction mode, named or not.
+        """
+        driver = copying_driver(self._pool, what, session=True)
+        self._check()
+        mode = self._pool.driver.pool_mode(self._raw)  # type: ignore[attr-defined]
+        if mode in ("transaction", "statement"):
+            raise UnsupportedError(what, f"a PgBouncer in {mode} mode")
+        return driver
 
     def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None
@@ -736,10 +749,10 @@ class Connection:
 
     async def notifications(self, channel: str) -> AsyncGenerator[tuple[int, str] | None, None]:
         """Give what is notified on a channel, as long as the connection lives; first None, when it listens."""
-        entry = self._entry
+        entry, driver = self._entry, self._session_driver("listen")
         assert entry is not None
         try:
-            async for told in self._copying("listen", session=True).listen(self._raw, channel):
+            async for told in driver.listen(self._raw, channel):
                 yield told
         except Exception as error:
             self._pool.returning.note_error(entry, error)

@@ -815,6 +815,9 @@ class AsyncpgDriver:
         while (told := await heard.get()) is not None:
             yield told
 
+    def pool_mode(self, raw: GuardedConnection) -> str | None:
+        return None if raw.is_closed() else getattr(raw.get_settings(), libpq.POOL_MODE, None)
+
     def _is_script(self, sql: str) -> bool:
         """Tell whether a text without parameters, which is the user's, has several statements: found once for each."""
         return ";" in sql and len(compile_text(sql, self.traits.dialect).statements) > 1

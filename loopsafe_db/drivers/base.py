@@ -393,6 +393,9 @@ class CopyDriver(Driver, Protocol):
     def listen(self, raw: Any, channel: str) -> AsyncIterator[tuple[int, str] | None]:
         """Give sender's process and payload of what comes, as long as the connection lives; first None: it listens."""
 
+    def pool_mode(self, raw: Any) -> str | None:
+        """Give the pool mode of the PgBouncer on the way; None if there is none, or it has not told at login."""
+
 
 class ClauseDriver(Driver, Protocol):
     """A driver that takes what SQLAlchemy has compiled of a clause; with others, SQLAlchemy's cursor is used."""

@@ -117,6 +117,7 @@ DISCARDS = re.compile(r"\s*(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
 MAY_DISCARD = re.compile(r"\b(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
 DISCARDED = ("DISCARD ALL", "DEALLOCATE ALL")  # what the server answers
 BACKEND = "SELECT pg_backend_pid()"
+POOL_MODE = "pgbouncer.pool_mode"  # what a PgBouncer reports at login, as 1.26 does
 _DROPPED_TYPE = "cache lookup failed for type"
 # What SQLAlchemy asks a server that it meets, and how all of it is asked at once.
 _FIRST_QUESTIONS = {

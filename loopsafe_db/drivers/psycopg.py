@@ -741,6 +741,9 @@ class PsycopgDriver:
             async for one in told:
                 yield one.pid, one.payload
 
+    def pool_mode(self, raw: GuardedConnection) -> str | None:
+        return None if raw.closed else raw.info.parameter_status(libpq.POOL_MODE)
+
     async def open_cursor(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any]
     ) -> PsycopgCursor:

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database, PoolLimits
-from loopsafe_db.errors import InvalidSettingError, PgBouncerError
+from loopsafe_db.errors import InvalidSettingError, PgBouncerError, UnsupportedError
 from tests.conftest import SCOPE, skip_without
 from tests.drivers.pgbouncer import pgbouncer
 
@@ -360,3 +360,42 @@ async def test_a_users_own_statement_is_never_another_one(
             mine = await raw.prepare(SHAPE)
             assert await raw.fetchval("SELECT CAST($1 AS int)", 7) == 7
             assert list(await mine.fetch()) == [(1, None)]
+
+
+# -- where it tells its pool mode at login
+
+
+async def lock(database: Database) -> None:
+    async with database.advisory_lock("mine"):
+        pass
+
+
+async def hear(database: Database) -> None:
+    async with aclosing(database.listen("news")) as told, asyncio.timeout(20):
+        await anext(told)
+
+
+@keeping
+@pytest.mark.parametrize("said", [None, "session"])
+@pytest.mark.parametrize("use", [lock, hear])
+async def test_what_needs_a_session_is_refused_whatever_was_said_of_the_pool_mode(
+    url: sa.URL, said: Any, use: Callable[[Database], Awaitable[None]]
+) -> None:
+    async with Database(url, pgbouncer=said, scope=SCOPE) as database:
+        with pytest.raises(UnsupportedError, match=r"LDB114.* PgBouncer in transaction mode"):
+            await use(database)
+
+
+@pytest.mark.parametrize("bouncer", ["session keeps"], indirect=True, scope="module")
+async def test_in_session_mode_it_is_heard_and_locked_where_nothing_was_said(url: sa.URL) -> None:
+    async with Database(url, scope=SCOPE) as database:
+        await lock(database)
+
+        async def tell() -> None:
+            while True:
+                await database.execute("NOTIFY news")
+                await asyncio.sleep(0.05)
+
+        telling = asyncio.create_task(tell())
+        await hear(database)
+        telling.cancel()
