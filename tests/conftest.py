@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import sqlalchemy.dialects.postgresql  # noqa: F401 (a test with `pytester` forgets its imports, and again they warn)
 import uvloop
 from sqlalchemy import make_url
 
