@@ -177,6 +177,33 @@ async def test_a_text_has_them_too_on_postgresql(database: Database) -> None:
     await database.disconnect()
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_each_database_has_functions_of_its_own_though_their_code_is_one(
+    postgres_url: str, driver: str
+) -> None:
+    url = sa.make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    for name in ("a", "b"):
+        dumps, loads = (Named(name).dumps, Named(name).loads)
+        mine = Database(url, scope=SCOPE, json_serializer=dumps, json_deserializer=loads)
+        value = sa.literal({}, postgresql.JSONB())
+        assert await mine.fetch_val("SELECT CAST(:body AS jsonb) ->> 0", {"body": {}}) == name
+        assert await mine.fetch_val(sa.select(value[0].astext)) == name
+        assert await mine.fetch_val("SELECT CAST('{}' AS jsonb)") == name
+        assert await mine.fetch_val(sa.select(sa.cast("{}", postgresql.JSONB))) == name
+        await mine.disconnect()
+
+
+class Named:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def dumps(self, _: Any) -> str:
+        return json.dumps([self.name])
+
+    def loads(self, _: Any) -> str:
+        return self.name
+
+
 async def test_what_a_text_gets_does_not_depend_on_who_opened_the_connection(
     database: Database,
 ) -> None:
