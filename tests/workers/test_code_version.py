@@ -57,6 +57,13 @@ def test_without_git_it_is_a_hash_that_changes_with_the_code(package: Path) -> N
     assert version() != before
 
 
+def test_the_lock_of_an_editor_is_no_file_of_the_package(package: Path) -> None:
+    before = version()
+    (package / ".#jobs.py").symlink_to("somebody@somewhere")
+
+    assert version() == before
+
+
 def test_what_git_has_is_described_and_what_has_been_changed_is_hashed(package: Path) -> None:
     git(package, "init")
     git(package, "add", PACKAGE)

@@ -19,7 +19,12 @@ from conductor.client.worker.worker import Worker
 
 from loopsafe_db.integrations.conductor.health import health_server
 from loopsafe_db.integrations.conductor.metrics import provide_metrics
-from loopsafe_db.integrations.conductor.process import FleetTerms, FleetWorker, JobWatch
+from loopsafe_db.integrations.conductor.process import (
+    FleetTerms,
+    FleetWorker,
+    JobWatch,
+    hash_and_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +69,7 @@ class Fleet:
         Args:
             server: Conductor's API, ``http://host:port/api``, or the SDK's configuration.
             modules: Those of the workers, imported here. Without any, all workers that are registered.
-            version: Of your code, such as what ``git describe`` says. ``None`` takes a hash of its package.
+            version: Of your code; ``None`` takes what `code_version` says of its package when the fleet starts.
             processes: How many a worker has, by the name of its task; one if it does not say.
             grace: Seconds that jobs in flight have when the fleet stops; 2 s later what still lives is killed.
             folder: Where each process writes ``PID.log`` and ``PID.json``, see `read_logs` and `read_reports`.
@@ -111,6 +116,8 @@ class Fleet:
             multiprocessing.set_forkserver_preload(
                 [*self._preload, "loopsafe_db.integrations.freeze"]
             )
+        if not self._terms.version:
+            self._terms.versions = self._versions()
         before = set(multiprocessing.active_children())
         try:
             with _ctrl_c_is_not_for_children():
@@ -144,6 +151,12 @@ class Fleet:
             handler.stop_processes()
             _end({handler.logger_process}, KILL_SECONDS)
         self._mine = set()
+
+    def _versions(self) -> dict[str, str]:
+        """Of the workers' packages, by the hash of each: git is not asked in each process again."""
+        modules = (worker.execute_function.__module__ for worker in self.workers)
+        packages = {module.partition(".")[0] for module in modules}
+        return dict(map(hash_and_version, packages))
 
     @property
     def process_count(self) -> int:

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,10 +58,11 @@ class FleetTerms:
     Attributes:
         fleet_pid: The process that starts them.
         configuration: Of the SDK: where Conductor is.
-        version: Of the code; None for a hash of it.
+        version: Of the code, if somebody gave one.
         grace: Seconds that jobs in flight have when the fleet stops.
         folder: For logs and reports.
         logger_pid: The SDK's log process, which would outlive a killed parent.
+        versions: What git says of the code, by its hash: asked once, when the fleet starts.
     """
 
     fleet_pid: int
@@ -70,6 +71,14 @@ class FleetTerms:
     grace: float
     folder: Path | None
     logger_pid: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def version_in_this_process(self, module: str) -> str:
+        """The version in a worker's id; a hash where the code is not what it was when the fleet started."""
+        if self.version:
+            return self.version
+        letters = _hashed(_code_of(module)[1])
+        return self.versions.get(letters, letters)
 
 
 class FleetWorker(Worker):  # type: ignore[misc]
@@ -288,7 +297,7 @@ def _enter(terms: FleetTerms, function: Any, job_type: str) -> WorkerProcess:
     global _here, _pid_here
     if _here is None or _pid_here != os.getpid():
         _pid_here = os.getpid()
-        _here = WorkerProcess(terms, terms.version or code_version(function.__module__), job_type)
+        _here = WorkerProcess(terms, terms.version_in_this_process(function.__module__), job_type)
         _here.begin_life()
     return _here
 
@@ -306,11 +315,23 @@ def code_version(module: str) -> str:
     Git is asked where it knows the module's package and has it as it is here, without a change. Of the letters, each
     file of the package has its part.
     """
+    return hash_and_version(module)[1]
+
+
+def hash_and_version(module: str) -> tuple[str, str]:
+    """Eight letters that change with the code, and its version."""
+    folders, files = _code_of(module)
+    letters = _hashed(files)
+    return letters, _described([*map(str, folders or files)], str(files[0])) or letters
+
+
+def _code_of(module: str) -> tuple[list[Path], list[Path]]:
+    """The folders of a module's package, and its files; a module without a package has one file."""
     top = sys.modules[module.partition(".")[0]]
     folders = [Path(folder) for folder in getattr(top, "__path__", [])]
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    files = files or [Path(str(top.__file__))]
-    return _described([*map(str, folders or files)], str(files[0])) or _hashed(files)
+    found = (path for folder in folders for path in folder.rglob("*.py"))
+    files = sorted(path for path in found if path.is_file())  # editors lock by links to nowhere
+    return folders, files or [Path(str(top.__file__))]
 
 
 def _hashed(files: list[Path]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,7 +45,7 @@ import sys
 from conductor.client.configuration.settings.metrics_settings import MetricsSettings
 from loopsafe_db.integrations.conductor import run_workers
 if __name__ == "__main__":
-    sys.exit(run_workers({url!r}, ["tests.workers.fleet_jobs"], {options}))
+    sys.exit(run_workers({url!r}, {modules!r}, {options}))
 """
 
 
@@ -86,10 +88,15 @@ def start(conductor: Server, postgres_url: str, tmp_path: Path) -> Iterator[Call
     database = Database(postgres_url)
     asyncio.run(database.execute("CREATE TABLE done (workflow text PRIMARY KEY)"))
 
-    def start(*, before: tuple[str, ...] = (), **options: object) -> Program:
+    def start(
+        *,
+        before: tuple[str, ...] = (),
+        modules: tuple[str, ...] = ("tests.workers.fleet_jobs",),
+        **options: object,
+    ) -> Program:
         path = tmp_path / f"fleet_{len(started)}.py"
         keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        path.write_text(MAIN.format(url=conductor.url, options=keywords))
+        path.write_text(MAIN.format(url=conductor.url, modules=modules, options=keywords))
         process = subprocess.Popen(
             [*before, sys.executable, str(path)],
             env=os.environ
@@ -336,6 +343,67 @@ def test_two_containers_of_one_name_are_told_that_their_ids_collide(
         assert time.monotonic() < give_up, read_logs(second)
         time.sleep(0.1)
     assert "somebody else" not in read_logs(first)
+
+
+DEPLOYED = """
+from conductor.client.worker.worker_task import worker_task
+
+@worker_task(task_definition_name="in_thread", poll_interval_millis=20)
+def in_thread(seconds: float) -> dict:
+    return {}
+"""
+
+
+@pytest.fixture
+def deployed(tmp_path: Path) -> Path:
+    """A package of workers, a repository of its own with the tag v1.4."""
+    folder = tmp_path / "deployed"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "jobs.py").write_text(DEPLOYED)
+    (folder / ".gitignore").write_text("__pycache__\n")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init",), ("add", "."), ("commit", "-m", "one"), ("tag", "v1.4")):
+        subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def askers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the process that has asked git, for each time that one did."""
+    path, program = tmp_path / "askers", tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho $PPID >>{path}\nexec {shutil.which("git")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
+@ON_THE_STAND_IN
+def test_git_is_asked_once_in_a_fleet_and_a_process_with_other_code_has_another_version(
+    deployed: Path, askers: Path, start: Callable[..., Program], tmp_path: Path
+) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    program = start(modules=("deployed.jobs",), processes={"in_thread": 3}, folder=reports)
+    names = worker_ids(reports, 3)
+    assert {name.rpartition("/")[2] for name in names} == {"v1.4"}
+
+    (deployed / "jobs.py").write_text(f"{DEPLOYED}\n# changed\n")
+    os.kill(int(min(names).split("/")[1]), signal.SIGKILL)
+    (replacement,) = worker_ids(reports, 4) - names
+
+    assert re.fullmatch("[0-9a-f]{8}", replacement.rpartition("/")[2])
+    assert set(askers.read_text().split()) == {str(program.process.pid)}
+
+
+def worker_ids(reports: Path, number: int) -> set[str]:
+    """Those of all processes that there ever were, once there are so many."""
+    give_up = time.monotonic() + PATIENCE
+    while len(found := {report.worker_id for report in read_reports(reports)}) < number:
+        assert time.monotonic() < give_up, found
+        time.sleep(0.1)
+    return found
 
 
 def _some(jobs: Jobs) -> list[dict[str, object]]:
