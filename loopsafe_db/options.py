@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
@@ -112,8 +113,20 @@ class Token:
 
 Password = Callable[[], "str | Token | Awaitable[str | Token]"]
 Init = Callable[[Any], Awaitable[object]]
-JsonSerializer = Callable[[Any], str]
+JsonSerializer = Callable[[Any], "str | bytes"]
 JsonDeserializer = Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonText:
+    """A user's function that makes JSON, as a text: those of orjson and msgspec give bytes."""
+
+    function: JsonSerializer
+
+    def __call__(self, value: Any) -> str:
+        """Make JSON of a value."""
+        made = self.function(value)
+        return made if isinstance(made, str) else made.decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +321,8 @@ class DatabaseOptions:
             value = getattr(self, name)
             if value is not None:
                 SECONDS_OR_0.read(name, value, InvalidSettingError)
+        if not isinstance(self.json_serializer, (JsonText, NoneType)):
+            object.__setattr__(self, "json_serializer", JsonText(self.json_serializer))
         if self.pgbouncer == "session":  # who has a connection has a server, in use or not
             object.__setattr__(self, "pool", _hurried(self.pool))
 

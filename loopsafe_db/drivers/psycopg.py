@@ -548,6 +548,13 @@ class Itself(partial):  # type: ignore[type-arg]
         return id(self.func)
 
 
+class OfBytes(Itself):
+    """One that takes a text, where psycopg gives bytes."""
+
+    def __call__(self, data: Any) -> Any:
+        return self.func(data.decode())
+
+
 class PsycopgTransaction:
     """BEGIN and COMMIT, or a savepoint inside them."""
 
@@ -878,7 +885,7 @@ def _set_json(
 ) -> None:
     """Set what makes JSON of values and values of JSON, for texts and for SQLAlchemy's columns."""
     if loads is not None:
-        set_json_loads(Itself(loads), raw)
+        set_json_loads(OfBytes(loads), raw)
     if dumps is None:
         return
     set_json_dumps(Itself(dumps), raw)

@@ -165,6 +165,24 @@ async def test_functions_for_json_are_everybodys(database: Database) -> None:
     await database.disconnect()
 
 
+async def test_a_serializer_may_give_bytes_and_a_deserializer_has_a_text(
+    database: Database,
+) -> None:
+    database = with_options(
+        database, json_serializer=lambda value: dumps(value).encode(), json_deserializer=str.upper
+    )
+    await create(database)
+    body = {"name": "ann"}
+    if database.url.get_backend_name() == "postgresql":
+        assert await database.fetch_val("SELECT CAST(:body AS json)", {"body": body}) == (
+            '{"NAME": "ANN"}'
+        )
+    await database.execute(sa.insert(Document).values(id=1, body=body))
+    assert await database.fetch_val(sa.select(BODY)) == '{"NAME": "ANN"}'
+    assert await database.fetch_val(sa.select(BODY["name"].as_string())) == "ann"
+    await database.disconnect()
+
+
 async def test_a_text_has_them_too_on_postgresql(database: Database) -> None:
     if database.url.get_backend_name() != "postgresql":
         pytest.skip("SQLite has no type for JSON: a text gets what is stored")
