@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 
 from loopsafe_db import Database
 from loopsafe_db.errors import StatementTimeout, TransactionError
@@ -191,6 +192,24 @@ async def test_each_call_of_a_decorated_function_is_a_transaction(
             await add(7, fail=True)
         assert await database.fetch_val("SELECT count(*) FROM things") == 4
     assert await numbers() == {0, 2, 4}
+
+
+async def test_a_transaction_takes_nothing_of_another_database(
+    database: Database, numbers: Numbers
+) -> None:
+    other = Database(database.url, scope=SCOPE)
+    with suppress(LookupError):
+        async with database.transaction(readonly=True):  # what came into it would be refused
+            await insert(other, 1)
+            async with other.session() as session:
+                await session.execute(sa.text("INSERT INTO things (n) VALUES (2)"))
+                await session.commit()
+            await asyncio.gather(
+                other.execute(sa.insert(sa.table("things", sa.column("n"))), {"n": 3})
+            )
+            raise LookupError
+    assert await numbers() == {1, 2, 3}
+    await other.disconnect()
 
 
 async def test_a_block_that_is_always_undone_is_undone(
