@@ -132,8 +132,13 @@ class SharedQueue(Pool):
         return self
 
     def dispose(self) -> None:
-        """End the connections of this process: those that are checked out when they come back."""
-        self.find_pool().expire()
+        """End the connections of this process: those that are checked out when they come back.
+
+        Under `force_rollback` that waits for its end: an application under test disposes of its engine, too.
+        """
+        pool = self.find_pool()
+        if pool.pinned is None:
+            pool.expire()
 
     def status(self) -> str:
         """Describe it, for logs."""

@@ -111,6 +111,20 @@ def test_an_application_may_disconnect(database: Database, rolled_back: RolledBa
         assert asyncio.run(database.fetch_val(COUNT)) == 2
 
 
+def test_an_application_may_dispose_of_its_engine(
+    database: Database, rolled_back: RolledBack
+) -> None:
+    async def lifespan(number: int) -> None:
+        async with database.engine.begin() as connection:
+            await connection.execute(things.insert().values(id=number))
+        await database.engine.dispose()
+
+    with rolled_back:
+        asyncio.run(lifespan(1))
+        asyncio.run(lifespan(2))
+        assert asyncio.run(database.fetch_val(COUNT)) == 2
+
+
 async def lifespan_again(database: Database) -> None:
     await database.connect()
     await database.execute(INSERT, {"id": 2})
