@@ -125,7 +125,7 @@ class ForeignLoopError(MisuseError):
     """
 
     code = "LDB101"
-    hint = "keep the Database handle, and acquire a connection where you use it"
+    hint = "keep the Database handle or the engine, and take a connection or a session where you use it"
     what: str
     owner: LoopKey
     caller: LoopKey

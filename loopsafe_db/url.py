@@ -73,7 +73,7 @@ class DatabaseURL(URL):
         elif isinstance(url, str):
             parts, text = _read(url), url
         else:
-            raise TypeError(f"a DatabaseURL is made of a text or a URL, not of {url!r}")
+            raise TypeError(describe_other(url))
         if "@" in (parts.host or ""):  # the end of a password, which is not to be shown
             del url, parts, text
             raise InvalidURLError("there is a second @ before the host: in a password it is %40")
@@ -198,6 +198,14 @@ class DatabaseURL(URL):
         query = f"?{parts.query}" if parts.query else ""
         fragment = f"#{parts.fragment}" if parts.fragment else ""
         return f"{parts.scheme}://{parts.netloc}{parts.path}{query}{fragment}"
+
+
+def describe_other(given: object) -> str:
+    """Say what was given in place of a URL, and the cure; not its text, which may have a password."""
+    is_what = "a database URL is a text or a URL of SQLAlchemy's"
+    if given is None:
+        return f"{is_what}, not None: is the environment variable set that it comes from?"
+    return f"{is_what}, not {type(given).__name__}: give its text, as by str()"
 
 
 def _restored(kind: type[Any], parts: tuple[Any, ...], text: str | None) -> Any:

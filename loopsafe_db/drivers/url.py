@@ -9,7 +9,7 @@ from sqlalchemy import URL
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
 from loopsafe_db.options import HANDLE_NAMES, SECONDS
-from loopsafe_db.url import DatabaseURL, hidden
+from loopsafe_db.url import DatabaseURL, describe_other, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +26,21 @@ def parse_url(url: str | URL) -> DatabaseURL:
         InvalidURLError: It cannot be read, or is none.
     """
     url = hidden(url)
-    if not isinstance(url, (str, URL)):
-        raise InvalidURLError(f"a database URL is a text or a URL, not {type(url).__name__}")
+    refuse_no_url(url)
     parsed = DatabaseURL(url)
     if _is_postgresql(parsed) and not parsed.database:
         raise InvalidURLError(f"the URL names no database: {describe_target(parsed)}")
     return parsed
+
+
+def refuse_no_url(url: object) -> None:
+    """Refuse what is neither a text nor a URL.
+
+    Raises:
+        InvalidURLError: It is neither.
+    """
+    if not isinstance(url, (str, URL)):
+        raise InvalidURLError(describe_other(url))
 
 
 def _is_postgresql(url: URL) -> bool:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _SHORTEST_LIFE = (
     0.9  # of `PoolLimits.recycle`: connections opened together are not replaced together
 )
+_SQLALCHEMY = "an engine or a session"  # which took it, where nobody has noted the line
 NOT_USED = -1.0  # `PoolEntry.since`, of one that could not be lent
 
 
@@ -257,7 +258,7 @@ class PoolEntry(_ConnectionRecord):
         """Refuse from now on what was handed out."""
         handed_out, self.handed_out = self.handed_out, None
         if handed_out is not None:
-            place = self.taken_at or "an engine or a session"
+            place = self.taken_at or _SQLALCHEMY
             self.lender.driver.take_back(self.raw, handed_out, place)
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -361,7 +362,9 @@ class PoolEntry(_ConnectionRecord):
     @property
     def holder(self) -> Holder:
         """Who has it, since when and where."""
-        return holder_of(self.task, self.since, self.taken_at)
+        nobody = "a callback" if self.task_ref is None else "a task that has ended"
+        nowhere = "an unknown place" if self.fairy_ref is None else _SQLALCHEMY
+        return holder_of(self.task, self.since, self.taken_at, nobody=nobody, nowhere=nowhere)
 
     def _open(self) -> Any:
         """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""

@@ -44,10 +44,17 @@ def describe(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> str
     return str(holder_of(task, since, taken_at))
 
 
-def holder_of(task: asyncio.Task[Any] | None, since: float, taken_at: str) -> Holder:
-    """Tell the same in parts."""
-    name = task.get_name() if task is not None else "a callback"
-    place = taken_at or waits_at(task) or "an unknown place"
+def holder_of(
+    task: asyncio.Task[Any] | None,
+    since: float,
+    taken_at: str,
+    *,
+    nobody: str = "a callback",
+    nowhere: str = "an unknown place",
+) -> Holder:
+    """Tell the same in parts; `nobody` is said without a task, `nowhere` without a place."""
+    name = task.get_name() if task is not None else nobody
+    place = taken_at or waits_at(task) or nowhere
     return Holder(name, time.monotonic() - since, place)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from loopsafe_db.drivers.discovery import known_name
-from loopsafe_db.drivers.url import is_memory_for_dialect
+from loopsafe_db.drivers.url import is_memory_for_dialect, refuse_no_url
 from loopsafe_db.errors import InvalidSettingError
 from loopsafe_db.options import SECONDS, WHOLE, Options, PoolLimits, Timeouts, refuse_other
 from loopsafe_db.url import DatabaseURL, hidden
@@ -30,6 +30,10 @@ _IMPOSSIBLE = {
     "paramstyle": "leave it out: it is the driver's",
     "strategy": "leave it out: it is of SQLAlchemy 1.3",
 }
+_UNIQUE_NAMES = (
+    "is not possible; leave it out: no two prepared statements have one name; "
+    "behind a PgBouncer say pgbouncer='transaction'"
+)
 _THEIRS = {"echo", "json_serializer", "json_deserializer", "pool", "timeouts"}
 _OURS = Options.__optional_keys__ - _THEIRS
 
@@ -63,7 +67,8 @@ def read(url: str | URL, given: Mapping[str, Any]) -> EngineOptions:
     """
     _refuse_impossible(given)
     said = dict(given)
-    parsed = DatabaseURL(hidden(url))
+    refuse_no_url(url := hidden(url))
+    parsed = DatabaseURL(url)
     ours = {name: said.pop(name) for name in _OURS & said.keys()}
     read = EngineOptions(parsed, ours, said)
     _read_pool(read)
@@ -212,6 +217,12 @@ def _only(allowed: Any) -> Callable[[EngineOptions, str, Any], None]:
     return take
 
 
+def _names(read: EngineOptions, name: str, value: Any) -> None:
+    """Refuse what SQLAlchemy's page on PgBouncer has."""
+    if value is not None:
+        raise InvalidSettingError(f"create_async_engine: connect_args[{name!r}] {_UNIQUE_NAMES}")
+
+
 _PLACE = {
     "host": _in_url("host"),
     "port": _in_url("port"),
@@ -231,6 +242,7 @@ _TAKEN: dict[str, dict[str, Callable[[EngineOptions, str, Any], None]]] = {
         **dict.fromkeys(("server_settings", "ssl", "command_timeout", "timeout"), _as_option),
         "statement_cache_size": _as_option,
         "prepared_statement_cache_size": _prepared,
+        "prepared_statement_name_func": _names,
         **dict.fromkeys(("passfile", "target_session_attrs"), _in_query),
     },
     "psycopg": {

@@ -23,6 +23,7 @@ from loopsafe_db import (
     PoolLimits,
     Timeouts,
     configure,
+    create_async_engine,
     get_database,
     register_driver,
 )
@@ -216,8 +217,22 @@ def test_a_repr_is_that_of_databases() -> None:
 def test_it_is_made_of_a_text_or_a_url(given: Any) -> None:
     with pytest.raises(TypeError, match="a text or a URL"):
         DatabaseURL(given)
-    with pytest.raises(InvalidURLError, match="a text or a URL"):
+    for make in (Database, create_async_engine):
+        with pytest.raises(InvalidURLError, match="a text or a URL"):
+            make(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        (None, "is the environment variable set"),
+        (b"sqlite://:hunter2@", "not bytes: give its text"),
+    ],
+)
+def test_what_is_no_url_is_told_with_the_cure_and_not_shown(given: Any, cure: str) -> None:
+    with pytest.raises(InvalidURLError, match=cure) as caught:
         Database(given)
+    assert "hunter2" not in f"{caught.value!r}"
 
 
 @pytest.mark.parametrize("text", ["me:hunter2@host", "x://me:h@unter2@h/x", "x://u:hunter2@h:p/x"])

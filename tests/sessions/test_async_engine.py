@@ -223,6 +223,19 @@ def test_an_engine_is_made_by_the_url_of_another(database: Database) -> None:
     assert asyncio.run(use(sa.ext.asyncio.create_async_engine(plain, poolclass=NullPool))) == 1
 
 
+def test_a_session_that_nobody_closed_is_told_as_that(engine: AsyncEngine) -> None:
+    kept = []
+
+    async def forget() -> None:
+        kept.append(session := AsyncSession(engine))
+        await session.execute(sa.text("SELECT 1"))
+
+    with pytest.warns(
+        ResourceWarning, match="a task that has ended for .*, an engine or a session"
+    ):
+        asyncio.run(forget())
+
+
 async def test_what_is_checked_out_at_dispose_is_not_used_again(engine: AsyncEngine) -> None:
     async with engine.connect() as out:
         assert (await out.execute(sa.text("SELECT 1"))).scalar() == 1
@@ -348,6 +361,11 @@ def test_connect_args_say_where_the_database_is() -> None:
         (ASYNCPG, {"paramstyle": "named"}, "paramstyle is not possible"),
         (ASYNCPG, {"no_such_thing": 1}, "no_such_thing"),
         (ASYNCPG, {"connect_args": {"record_class": dict}}, r"connect_args\['record_class'\]"),
+        (
+            ASYNCPG,
+            {"connect_args": {"prepared_statement_name_func": str}},
+            "leave it out: .* say pgbouncer='transaction'",
+        ),
         (PSYCOPG, {"connect_args": {"autocommit": True}}, "can only be False here"),
         (SQLITE, {"connect_args": {"factory": dict}}, r"connect_args\['factory'\]"),
     ],
