@@ -431,7 +431,7 @@ def _sent(raw: GuardedConnection, sql: str, args: Any, **options: Any) -> Any:
 def _fetch_all(raw: GuardedConnection, sql: str, args: Any) -> list[Record]:
     cursor = _sent(raw, sql, args)
     keys = RecordKeys.of(cursor.description)
-    rows = cursor.fetchall() if cursor.description else ()
+    rows = () if cursor.description is None else cursor.fetchall()
     cursor.close()
     return [TupleRecord(keys, tuple(row)) for row in rows]
 
@@ -439,14 +439,14 @@ def _fetch_all(raw: GuardedConnection, sql: str, args: Any) -> list[Record]:
 def _fetch_one(raw: GuardedConnection, sql: str, args: Any) -> Record | None:
     cursor = _sent(raw, sql, args)
     keys = RecordKeys.of(cursor.description)
-    row = cursor.fetchone() if cursor.description else None
+    row = None if cursor.description is None else cursor.fetchone()
     cursor.close()
     return None if row is None else TupleRecord(keys, tuple(row))
 
 
 def _execute(raw: GuardedConnection, sql: str, args: Any) -> Any:
     cursor = _sent(raw, sql, args)
-    has_rows = bool(cursor.description)
+    has_rows = cursor.description is not None
     row = cursor.fetchone() if has_rows else None
     count = cursor.rowcount
     cursor.close()
