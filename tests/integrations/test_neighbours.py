@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 # The master runs a query at import, so a fork inherits a warm connection.
 APP = """
-import asyncio, json, os
+import asyncio, atexit, json, os
 from concurrent.futures import ThreadPoolExecutor
 
 from loopsafe_db import get_database
 
 db = get_database()
+atexit.register(lambda: open(f"exit-{os.getpid()}", "w").close())
 BACKEND = "SELECT pg_backend_pid()"
 with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in a loop
     master = {"pid": os.getpid(), "backend": thread.submit(lambda: asyncio.run(db.fetch_val(BACKEND))).result()}
@@ -186,6 +187,16 @@ def test_a_server_with_processes_uses_the_handle_of_the_module(
     forked = [each for each in answers if each["pid"] != each["master"]["pid"]]
     assert all(each["backend"] != each["master"]["backend"] for each in forked)
     assert bool(forked) is ("--preload" in words)
+    exits = [(tmp_path / f"exit-{pid}").exists() for pid in backends]
+    assert (name, [exit_handlers(name)] * len(exits)) == (name, exits)
+
+
+def exit_handlers(name: str) -> bool:
+    """Tell whether the table of neighbours says that the processes of a server run what was given to ``atexit``."""
+    page = (ROOT / "docs/reference/neighbours.md").read_text(encoding="utf-8")
+    rows = ([cell.strip() for cell in line.split("|")] for line in page.splitlines())
+    (said,) = {row[5] for row in rows if len(row) == 9 and name.split()[0] in row[1]}
+    return {"run": True, "not run": False}[said]
 
 
 @pytest.mark.parametrize(
