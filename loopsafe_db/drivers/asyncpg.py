@@ -41,7 +41,7 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
-from loopsafe_db.drivers.failures import by_sqlstate, is_temporary
+from loopsafe_db.drivers.failures import by_sqlstate, came_by, is_temporary
 from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import (
     AuthenticationError,
@@ -123,6 +123,8 @@ _STALE = (*_LOST, asyncpg.InternalServerError)
 _PIECES = 16  # of what is copied out, that wait to be fetched
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
+# What makes values of an answer: asyncpg keeps what fails there until it has read the answer to its end.
+_DECODES = ("BaseProtocol._decode_row",)
 _IDLE = ConnectionState.IDLE
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
 _SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
@@ -867,7 +869,8 @@ class AsyncpgDriver:
         return _IDLE
 
     def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
-        return isinstance(self.original(error), _ANSWERS)
+        original = self.original(error)
+        return isinstance(original, _ANSWERS) or came_by(original, _DECODES)
 
     async def settle(self, raw: GuardedConnection) -> None:
         transport = raw.guarded_transport

@@ -53,6 +53,16 @@ def is_temporary(error: BaseException) -> bool:
     )
 
 
+def came_by(error: BaseException, functions: tuple[str, ...]) -> bool:
+    """Tell whether an error was raised in a function, or below it; by the ends of qualified names."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_qualname.endswith(functions):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def by_sqlstate(error: BaseException) -> type[DriverError] | None:
     """Tell what an error of the server means, by its SQLSTATE."""
     return _BY_SQLSTATE.get(getattr(error, "sqlstate", None) or "")

@@ -51,6 +51,7 @@ from loopsafe_db.drivers.base import (
     Plans,
     TransactionOptions,
 )
+from loopsafe_db.drivers.failures import came_by
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.errors import (
@@ -102,6 +103,8 @@ _STATES = {
 _AT_REST = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
 # What psycopg raises of its own, and of a text that cannot be encoded.
 _ANSWERS = (psycopg.Error, UnicodeError)
+# What makes values of an answer that has been read, and of what is sent next: nothing is under way there.
+_MAKE_VALUES = ("Transformer.load_row", "Transformer.load_rows", "Transformer.dump_sequence")
 # What the server has not done, because of what was prepared.
 _STALE = (
     errors.InvalidSqlStatementName,
@@ -368,9 +371,10 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             if self.guarded_owner.is_here and not self.ended:
                 await to_the_end(self._stop(gen), ENDING_TIMEOUT)
             raise
-        except BaseException:
+        except BaseException as error:
             # Nothing can be awaited, or it comes out of a signal handler: psycopg may have got half-way anywhere.
-            self.ended = True
+            if not (isinstance(error, Exception) and came_by(error, _MAKE_VALUES)):
+                self.ended = True
             raise
         finally:
             self._waiting = False
@@ -790,8 +794,10 @@ class PsycopgDriver:
         return raw.state
 
     def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
-        active = raw.pgconn.transaction_status == TransactionStatus.ACTIVE
-        return isinstance(self.original(error), _ANSWERS) and not active
+        if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            return False
+        original = self.original(error)
+        return isinstance(original, _ANSWERS) or came_by(original, _MAKE_VALUES)
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         prepared, lost = raw.prepared, libpq.is_lost(error)

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from loopsafe_db import Database
+from loopsafe_db.errors import ConnectionLost
 from loopsafe_db.testing import call_in_child
 from tests.conftest import SCOPE
 
@@ -268,3 +269,69 @@ def test_a_child_has_the_functions(
     assert call_in_child(reads_a_price, database, start_method=start_method) == {
         "price": Decimal("1.5")
     }
+
+
+def unreadable(_: Any) -> Any:
+    raise LookupError("no JSON of ours")
+
+
+async def read(query: str, handle: Database) -> None:
+    await handle.fetch_all(query)
+
+
+async def read_in_a_session(query: str, handle: Database) -> None:
+    async with handle.session() as session:
+        await session.execute(sa.text(query))
+
+
+async def stream(query: str, handle: Database) -> None:
+    async for _ in handle.iterate(query):
+        pass
+
+
+async def write(handle: Database) -> None:
+    await handle.fetch_val("SELECT CAST(:body AS json)", {"body": {"odd": object()}})
+
+
+async def write_a_clause(handle: Database) -> None:
+    await handle.fetch_val(sa.select(sa.literal({"odd": object()}, postgresql.JSON())))
+
+
+async def write_many(handle: Database) -> None:
+    bodies: list[dict[str, Any]] = [{"body": {"n": 1}}, {"body": {"odd": object()}}]
+    await handle.execute_many("SELECT CAST(:body AS json)", bodies)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        *(
+            partial(way, f"SELECT CAST('{value}' AS {kind})")
+            for way in (read, read_in_a_session, stream)
+            for value, kind in (("{}", "json"), ("0044-03-15 BC", "date"))
+        ),
+        write,
+        write_a_clause,
+        write_many,
+    ],
+    ids=lambda way: way.func.__name__ if isinstance(way, partial) else way.__name__,
+)
+async def test_a_value_that_cannot_be_made_costs_neither_the_connection_nor_the_transaction(
+    postgres_url: str, driver: str, way: Any
+) -> None:
+    url = sa.make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    functions: Any = {"json_serializer": json.dumps, "json_deserializer": unreadable}
+    async with Database(url, scope=SCOPE, max_size=1, **functions) as mine:
+        await refused(way, mine)
+        async with mine.transaction():
+            await mine.execute("CREATE TEMPORARY TABLE kept (n int) ON COMMIT DROP")
+            await refused(way, mine)
+            assert await mine.fetch_val("SELECT count(*) FROM kept") == 0
+        assert mine.stats().opened == 1
+
+
+async def refused(way: Any, handle: Database) -> None:
+    with pytest.raises(Exception, match=r"ours|ordinal|before year 1|serializable") as told:
+        await way(handle)
+    assert not isinstance(told.value, ConnectionLost)
