@@ -9,6 +9,7 @@ from loopsafe_db.cli.findings import Finding
 from loopsafe_db.database import Database
 from loopsafe_db.default import get_database
 from loopsafe_db.drivers.libpq import APPLICATION
+from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.errors import LoopsafeError
 from loopsafe_db.settings import application_name, fleet_budget
 
@@ -40,11 +41,13 @@ _BLOCKED = """
 SELECT blocked.pid, extract(epoch FROM now() - blocked.query_start)::float8 AS seconds,
        left(blocked.query, 80) AS query,
        blocker.pid AS by_pid, coalesce(nullif(blocker.application_name, ''), '?') AS by_name, blocker.state,
-       coalesce(blocker.client_addr::text, 'this host') AS host, left(blocker.query, 80) AS last
+       coalesce(blocker.client_addr::text, 'this host') AS host, left(blocker.query, 80) AS last,
+       (SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0) AS waiting
 FROM pg_stat_activity AS blocked
 JOIN pg_stat_activity AS blocker ON blocker.pid = ANY(pg_blocking_pids(blocked.pid))
-WHERE now() - blocked.query_start > make_interval(secs => :seconds) ORDER BY seconds DESC LIMIT 10
-"""
+WHERE now() - blocked.query_start > make_interval(secs => :seconds) AND 0 = ALL(pg_blocking_pids(blocker.pid))
+ORDER BY seconds DESC LIMIT 10
+"""  # by the first of a queue: to end one that waits itself helps nobody; 0 is a prepared transaction, no session
 _MOST = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
 
@@ -63,7 +66,7 @@ async def check_database(url: str | None, idle_seconds: float = IDLE_SECONDS) ->
 
 async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[Finding]:
     version = await database.fetch_val("SELECT current_setting('server_version')")
-    yield Finding("D100", "ok", f"PostgreSQL {version} answers", str(database.url))
+    yield Finding("D100", "ok", f"PostgreSQL {version} answers", describe_target(database.url))
     rows = await database.fetch_all(_SESSIONS)
     used, most = sum(row["number"] for row in rows), await database.fetch_val(_MOST)
     seen = ", ".join(f"{row['number']} of {row['who']}" for row in rows[:10])
@@ -78,7 +81,8 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
             "D104",
             "warning",
             f"pid {row['pid']} has waited for {row['seconds']:.0f} s for a lock: {row['query']}",
-            f"pid {row['by_pid']} has it, {row['by_name']} on {row['host']}, {row['state']}, last: {row['last']}",
+            f"pid {row['by_pid']} has it, {row['by_name']} on {row['host']}, {row['state']}, last: {row['last']}; "
+            f"{row['waiting']} sessions wait for locks",
             f"have that transaction end, or SELECT pg_terminate_backend({row['by_pid']})",
         )
     for row in await database.fetch_all(_IDLE, {"seconds": idle_seconds}):
@@ -117,13 +121,18 @@ async def _sqlite(database: Database, _idle_seconds: float) -> AsyncIterator[Fin
     version = await database.fetch_val("SELECT sqlite_version()")
     mode = await database.fetch_val("PRAGMA journal_mode")
     yield Finding(
-        "D100", "ok", f"SQLite {version} answers, its journal is {mode}", str(database.url)
+        "D100",
+        "ok",
+        f"SQLite {version} answers, its journal is {mode}",
+        describe_target(database.url),
     )
 
 
 async def _other(database: Database, _idle_seconds: float) -> AsyncIterator[Finding]:
     await database.fetch_val("SELECT 1")
-    yield Finding("D100", "ok", f"{database.url.get_backend_name()} answers", str(database.url))
+    yield Finding(
+        "D100", "ok", f"{database.url.get_backend_name()} answers", describe_target(database.url)
+    )
 
 
 def _database(url: str | None) -> Database:

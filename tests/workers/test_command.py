@@ -12,6 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from loopsafe_db import Database
@@ -155,28 +156,43 @@ def test_doctor_names_who_waits_for_whose_lock(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loopsafe_db.cli.database_checks.BLOCKED_SECONDS", 0)
-    holder, waiter, watcher = (Database(postgres_url) for _ in range(3))
+    holder, waiter, behind, watcher = (Database(postgres_url) for _ in range(4))
     blocked = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+
+    async def wait_for(number: int) -> None:
+        while await watcher.fetch_val(blocked) < number:  # noqa: ASYNC110 (no event tells of it)
+            await asyncio.sleep(0.01)
 
     async def look() -> list[str]:
         await holder.execute("CREATE TABLE rooms AS SELECT 7 AS number")
         async with holder.transaction():
             await holder.execute("UPDATE rooms SET number = 8 /* the first */")
             waits = asyncio.create_task(waiter.execute("UPDATE rooms SET number = 9"))
-            while not await watcher.fetch_val(blocked):  # noqa: ASYNC110 (no event tells of it)
-                await asyncio.sleep(0.01)
+            await wait_for(1)
+            waits_behind = asyncio.create_task(behind.execute("UPDATE rooms SET number = 10"))
+            await wait_for(2)
             await holder.fetch_val("SELECT 4711")
             found = [str(each) for each in await check_database(postgres_url)]
-        await waits
-        for handle in (holder, waiter, watcher):
+        await asyncio.gather(waits, waits_behind)
+        for handle in (holder, waiter, behind, watcher):
             await handle.disconnect()
         return found
 
     (found,) = (each for each in asyncio.run(look()) if each.startswith("D104 warning: pid "))
 
     assert "for a lock: UPDATE rooms SET number = 9" in found
-    assert "idle in transaction, last: SELECT 4711" in found
+    assert "idle in transaction, last: SELECT 4711; 2 sessions wait for locks" in found
     assert "SELECT pg_terminate_backend(" in found
+
+
+def test_doctor_shows_no_password_of_a_database_that_answers(postgres_url: str) -> None:
+    url = make_url(postgres_url)
+    password = url.password or "s3cret"  # a server that asks for none takes any
+    given = url.set(password=password).render_as_string(hide_password=False)
+    result = invoke("doctor", "--database", given, "--watch", "0")
+
+    assert "answers" in result.stdout
+    assert f":{password}@" not in result.output
 
 
 def test_doctor_tells_of_the_journal_of_sqlite(tmp_path: Path) -> None:
