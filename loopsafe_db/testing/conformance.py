@@ -607,8 +607,11 @@ class DriverConformance:
                 sys.executable,
                 "-X",
                 "dev",
+                # No warning is an error: CPython 3.12 and later swallow what they say of a fork then.
                 "-W",
-                "error",
+                "always",
+                "-W",  # a driver may have threads
+                "ignore:This process:DeprecationWarning",
                 "-c",
                 f"{self.prelude}\n{START}{SCRIPTS[name]}",
             ],
