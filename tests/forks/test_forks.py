@@ -8,15 +8,17 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
-from sqlalchemy import event, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,7 +29,6 @@ from tests.forks.staged_step import StagedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import FrameType
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -240,6 +241,96 @@ def test_fork_while_other_threads_query(postgres_url: str) -> None:
     for thread in threads:
         thread.join()
     assert (codes, failures) == ([0] * 5, [])
+
+
+FORK_OF_C = """
+import asyncio, ctypes, os
+from loopsafe_db import get_database
+
+db = get_database()
+BACKEND = "SELECT pg_backend_pid()"
+own = asyncio.run(db.fetch_val(BACKEND))
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    code = 9
+    try:
+        seen = {asyncio.run(db.fetch_val(BACKEND)) for _ in range(5)}
+        code = len(seen) + (own in seen)
+    finally:
+        os._exit(code)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+assert asyncio.run(db.fetch_val(BACKEND)) == own
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library's fork is called")
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_fork_that_runs_no_hook_of_pythons_is_noticed_too(
+    driver: str, postgres_url: str, tmp_path: Path
+) -> None:
+    assert run_alone(["-c", FORK_OF_C], driver, postgres_url, tmp_path) == (0, "")
+
+
+WARM = """
+import asyncio, os
+from loopsafe_db import get_database
+
+db, importer = get_database(), os.getpid()
+
+def backend():
+    return asyncio.run(db.fetch_val("SELECT pg_backend_pid()"))
+
+own = backend()
+
+def work():
+    assert os.getpid() != importer
+    assert own != backend() == backend()
+"""
+PRELOAD = """
+import multiprocessing
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    import warm
+
+    children = [context.Process(target=warm.work) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert warm.own == warm.backend()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no forkserver")
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_workers_of_a_forkserver_that_has_queried_have_connections_of_their_own(
+    driver: str, postgres_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "warm.py").write_text(WARM, encoding="utf-8")
+    (tmp_path / "run.py").write_text(PRELOAD, encoding="utf-8")
+    assert run_alone(["run.py"], driver, postgres_url, tmp_path) == (0, "")
+
+
+def run_alone(arguments: list[str], driver: str, url: str, folder: Path) -> tuple[int, str]:
+    """Run Python with warm connections, whatever this run is about; give its exit code, and what it wrote to stderr."""
+    address = make_url(url).set(drivername=f"postgresql+{driver}")
+    done = subprocess.run(
+        [sys.executable, "-W", "always", *arguments],
+        cwd=folder,
+        env={
+            **os.environ,
+            "LOOPSAFE_DB_SCOPE": "auto",
+            "LOOPSAFE_DB_URL": address.render_as_string(hide_password=False),
+            "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
