@@ -48,6 +48,8 @@ class Reaper:
                     target=self._run, name="loopsafe_db reaper", daemon=True
                 )
                 self._thread.start()
+                # What has ended would be kept until the next fork, and with it what it has worked for.
+                _running.difference_update([one for one in list(_running) if not one.is_running])
                 _running.add(self)
         finally:
             self._starting.release()

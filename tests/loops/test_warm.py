@@ -332,6 +332,23 @@ async def test_a_connection_that_has_lived_is_closed_while_nobody_uses_it(
 GIVEN_BACK = [{"idle_timeout": 0.3}, {"recycle": 1.0}]
 
 
+def test_handles_that_are_gone_are_kept_by_nothing_though_the_process_never_forks(
+    warm: Callable[..., Database],
+) -> None:
+    engines = []
+    for _ in range(2):
+        database = warm(5, idle_timeout=0.05)
+        asyncio.run(once(database))
+        engines.append(weakref.ref(database.engine.sync_engine))
+        asyncio.run(database.disconnect())
+        del database
+        for thread in threading.enumerate():
+            if thread.name == "loopsafe_db reaper":
+                thread.join(10)
+    gc.collect()
+    assert engines[0]() is None
+
+
 @pytest.mark.parametrize("limit", GIVEN_BACK, ids=["idle", "lived"])
 @pytest.mark.parametrize("forks", [0, 1, 3])
 def test_idle_connections_are_given_back_where_no_loop_runs(

@@ -26,6 +26,9 @@ from tests.storm.storm import Weather, blow, set_up
 DRIVERS = ("asyncpg", "psycopg", "aiosqlite")
 KINDS = ("lost", "kept", "foreign", "innocent")
 WARM = 150  # rounds after which nothing more is to grow: until then caches fill
+ARENA_MAX = (
+    -8
+)  # glibc's name of what each thread has of its own, and keeps in pieces: growth that is nobody's
 LIMITS = {"descriptors": 0.0, "threads": 0.0, "MiB": 4.0}
 
 
@@ -40,6 +43,7 @@ def main() -> int:
     logging.getLogger("loopsafe_db").setLevel(logging.ERROR)  # what it warns of is done on purpose
     wrong: Counter[str] = Counter()
     before: dict[str, float] = {}
+    ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
     began, total = time.monotonic(), Ledger()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
