@@ -113,7 +113,7 @@ class Token:
 
 Password = Callable[[], "str | Token | Awaitable[str | Token]"]
 Init = Callable[[Any], Awaitable[object]]
-JsonSerializer = Callable[[Any], "str | bytes"]
+JsonSerializer = Callable[[Any], str | bytes]
 JsonDeserializer = Callable[[str], Any]
 
 

@@ -533,7 +533,7 @@ class EngineCursor(psycopg.AsyncServerCursor[Any]):
         """Do nothing: the transaction takes it along."""
 
 
-class Itself(partial):  # type: ignore[type-arg]
+class Itself(partial[Any]):
     """A function that psycopg tells from others: to it, two of the same code are one, as the methods of two objects.
 
     Where it looks for a function's code, it finds this, and compares it.
