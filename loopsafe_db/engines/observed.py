@@ -251,7 +251,7 @@ class _EngineEvents:
             if observer is None or not isinstance(record, PoolEntry):
                 return do(proxy)
             raw, was_idle = record.raw, self._is_idle(record.raw)
-            if sql != "BEGIN" and was_idle:
+            if (sql == "BEGIN") != was_idle:  # one has begun already, or nothing has
                 return do(proxy)
             with observer.watch("transaction", raw, sql) as told:
                 result = do(proxy)

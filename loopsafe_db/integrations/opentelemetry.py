@@ -222,7 +222,11 @@ _FIGURES: dict[str, tuple[str, str, Callable[[ConnectionPool], _Figures]]] = {
         "connections that may be idle",
         lambda pool: {"": pool.lending.limit if pool.options.keeps else 0},
     ),
-    "idle.min": ("{connection}", "connections that are kept however idle", lambda _: {"": 0}),
+    "idle.min": (
+        "{connection}",
+        "connections that are kept however idle",
+        lambda pool: {"": pool.options.pool.min_connections},
+    ),
     "pending_requests": (
         "{request}",
         "callers that wait for a connection",
