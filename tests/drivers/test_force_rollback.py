@@ -402,3 +402,20 @@ async def test_the_one_connection_does_not_expire(database: Database) -> None:
         database.expire_connections()
         assert await database.fetch_all("SELECT id FROM kept") == []
         await database.disconnect()
+
+
+async def test_the_drivers_own_connection_may_be_used_between_what_others_do(
+    database: Database,
+) -> None:
+    await database.execute("CREATE TABLE things (n int)")
+    with database.force_rollback():
+        await database.execute("INSERT INTO things VALUES (1)")
+        async with database.connection() as connection:
+            await connection.raw_connection.execute("INSERT INTO things VALUES (2)")
+            assert await database.fetch_val("SELECT count(*) FROM things") == 2
+        async with database.transaction(), database.connection() as connection:
+            await connection.raw_connection.execute("INSERT INTO things VALUES (3)")
+        async with database.session() as session:
+            assert await session.scalar(sa.text("SELECT count(*) FROM things")) == 3
+        await database.disconnect()
+    assert await database.fetch_val("SELECT count(*) FROM things") == 0
