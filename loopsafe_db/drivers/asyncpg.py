@@ -124,7 +124,7 @@ _PIECES = 16  # of what is copied out, that wait to be fetched
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}  # of their binary format
 _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: SLF001 (a value that cannot be sent)
 # What makes values of an answer: asyncpg keeps what fails there until it has read the answer to its end.
-_DECODES = ("BaseProtocol._decode_row",)
+_MAKE_VALUES = ("BaseProtocol._decode_row",)
 _IDLE = ConnectionState.IDLE
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
 _SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
@@ -870,7 +870,7 @@ class AsyncpgDriver:
 
     def is_answer(self, raw: GuardedConnection, error: BaseException) -> bool:
         original = self.original(error)
-        return isinstance(original, _ANSWERS) or came_by(original, _DECODES)
+        return isinstance(original, _ANSWERS) or came_by(original, _MAKE_VALUES)
 
     async def settle(self, raw: GuardedConnection) -> None:
         transport = raw.guarded_transport

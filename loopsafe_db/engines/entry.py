@@ -151,20 +151,16 @@ class PoolEntry(_ConnectionRecord):
         if self.home_ref() is not loop:
             lender.driver.move(self.raw)
             self._settle_in(loop)
-        if self._is_lost():
+        if lender.driver.is_lost(self.raw, self.rested) and (
+            # Under `force_rollback` who has the driver's own is answered while this is not lent: that is no farewell.
+            self.handed_out is None or lender.driver.is_closed(self.raw)
+        ):
             lender.counts.connections_lost += 1
             self.terminate()  # what it has said is forgotten when it is given back
             return False
         self._lent(self.raw)
         lender.counts.reused += 1
         return True
-
-    def _is_lost(self) -> bool:
-        """Tell whether the server has ended it since; what it has told who has the driver's own is no sign of that."""
-        driver = self.lender.driver
-        if self.handed_out is not None:  # under `force_rollback`, where it is not lent meanwhile
-            return driver.is_closed(self.raw)
-        return driver.is_lost(self.raw, self.rested)
 
     def get_connection(self) -> Any:
         """Give SQLAlchemy's connection, opening one if need be; this awaits, in a greenlet."""
