@@ -22,6 +22,7 @@ class ProcessSnapshot:
         opened: Connections opened since the process began.
         reused: Acquisitions that found an idle connection.
         left_open: Connections open now.
+        total: All pools together, with those that have ended.
     """
 
     pid: int
@@ -31,6 +32,7 @@ class ProcessSnapshot:
     opened: int
     reused: int
     left_open: int
+    total: PoolStats
 
 
 def live_pools() -> list[ConnectionPool]:
@@ -52,4 +54,5 @@ def snapshot() -> ProcessSnapshot:
         total.opened,
         total.reused,
         total.idle + total.in_use,
+        total,
     )

@@ -164,8 +164,8 @@ def _figures(outcome: Outcome) -> Table:
         "jobs": f"{done} done, {outcome.failed_jobs} failed",
         "worker processes": f"{outcome.process_count}, {len(processes)} ended in good order",
         "event loops seen": sum(process.loops for process in processes),
-        "connections opened": sum(process.opened for process in processes),
-        "connections reused": sum(process.reused for process in processes),
+        "connections opened": sum(process.stats.opened for process in processes),
+        "connections reused": sum(process.stats.reused for process in processes),
         "open when the last job was done": outcome.sessions_when_done,
         "left open after the stop": outcome.sessions_left_open,
     }

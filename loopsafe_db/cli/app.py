@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: TC003  (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -26,13 +26,38 @@ from loopsafe_db.errors import MissingURLError
 from loopsafe_db.integrations.reports import read_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from loopsafe_db.cli.findings import Finding
+    from loopsafe_db.integrations.reports import ProcessReport
+
+    _Columns = Mapping[str, Callable[[ProcessReport], object]]
 
 FOUND, WRONG_USE = 1, 2
 _SECONDS = 0.5
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+_NOW: _Columns = {
+    "jobs of": lambda each: each.job_type,
+    "jobs": lambda each: each.jobs,
+    "loops": lambda each: each.loops_alive,
+    "in use": lambda each: each.stats.in_use,
+    "idle": lambda each: each.stats.idle,
+    "max": lambda each: each.stats.max_connections,
+    "waiting": lambda each: each.stats.waiting,
+}
+_DONE: _Columns = {
+    "requests": lambda each: each.stats.requests_num,
+    "waits": lambda each: each.stats.requests_queued,
+    "wait ms": lambda each: round(each.stats.requests_wait_ms),
+    "queue peak": lambda each: each.stats.queue_peak,
+    "request errors": lambda each: each.stats.requests_errors,
+    "reused": lambda each: each.stats.reused,
+    "connects": lambda each: each.stats.connections_num,
+    "connect ms": lambda each: round(each.stats.connections_ms),
+    "connect errors": lambda each: each.stats.connections_errors,
+    "lost": lambda each: each.stats.connections_lost,
+}
 
 app: typer.Typer = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
@@ -154,7 +179,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Not again and again.")] = False,  # noqa: FBT002
     as_json: AsJSON = False,  # noqa: FBT002
 ) -> None:
-    """Show a fleet's processes as they are: jobs, loops, connections, who waits for one."""
+    """Show a fleet's processes as they are: jobs, loops, connections, waits, connects, who has a connection."""
     if as_json:
         print(json.dumps([asdict(each) for each in read_reports(folder)], indent=2))
     elif once:
@@ -220,27 +245,28 @@ def _table(seen: WorkflowView) -> Table:
     return table
 
 
-def _processes(folder: Path) -> Table:
-    table = Table(title=f"fleet in {folder}", title_justify="left")
-    for column in (
-        "worker",
-        "jobs of",
-        "jobs",
-        "loops",
-        "in use",
-        "idle",
-        "waiting",
-        "opened",
-        "reused",
-    ):
+def _processes(folder: Path) -> Group:
+    """Tell of a fleet: what is so now, what its processes have done, and who has a connection, the longest first."""
+    reports = read_reports(folder)
+    now = _figures(f"fleet in {folder}, now", _NOW, reports)
+    done = _figures("since each process began", _DONE, reports)
+    holders = Table(title="who has a connection", title_justify="left")
+    for column in ("worker", "task", "for", "taken at"):
+        holders.add_column(column, overflow="fold")
+    held = [(holder, each) for each in reports for holder in each.stats.holders]
+    for holder, each in sorted(held, key=lambda pair: -pair[0].seconds):
+        cells = (each.worker_id, holder.task, f"{holder.seconds:.1f} s", holder.place)
+        holders.add_row(*map(escape, cells))
+    return Group(now, done, holders)
+
+
+def _figures(title: str, columns: _Columns, reports: Sequence[ProcessReport]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("worker", *columns):
         table.add_column(column, overflow="fold")
-    for each in read_reports(folder):
-        figures = (each.jobs, each.loops_alive, each.in_use, each.idle, each.waiting)
-        table.add_row(
-            *(each.worker_id, each.job_type),
-            *map(str, (*figures, each.opened, each.reused)),
-            style="dim" if each.ended else None,
-        )
+    for each in reports:
+        cells = (each.worker_id, *(str(figure(each)) for figure in columns.values()))
+        table.add_row(*map(escape, cells), style="dim" if each.ended else None)
     return table
 
 

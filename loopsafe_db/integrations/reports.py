@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from loopsafe_db.engines.stats import Holder, PoolStats
 from loopsafe_db.snapshot import snapshot
 
 if TYPE_CHECKING:
@@ -21,28 +22,20 @@ class ProcessReport:
         pid: The process.
         worker_id: Its name at Conductor: host, pid and version of the code.
         loops: Event loops in which it has used the database.
-        opened: Connections that it has opened.
-        reused: How often a connection was used that was open already.
+        stats: Its pools together, those that have ended too.
         job_type: The kind of jobs that it does.
         jobs: How many it does now.
         loops_alive: Event loops that hold a database now.
-        idle: Connections that wait to be used.
-        in_use: Connections that are in use.
-        waiting: Callers that wait for one.
         ended: Whether this is the last one: the process has ended in good order.
     """
 
     pid: int
     worker_id: str
     loops: int
-    opened: int
-    reused: int
+    stats: PoolStats
     job_type: str = ""
     jobs: int = 0
     loops_alive: int = 0
-    idle: int = 0
-    in_use: int = 0
-    waiting: int = 0
     ended: bool = False
 
     @classmethod
@@ -55,16 +48,19 @@ class ProcessReport:
             pid=seen.pid,
             worker_id=worker_id,
             loops=seen.loops_seen,
-            opened=seen.opened,
-            reused=seen.reused,
+            stats=seen.total,
             job_type=job_type,
             jobs=jobs,
             loops_alive=seen.loops_alive,
-            idle=sum(pool.idle for pool in seen.pools),
-            in_use=sum(pool.in_use for pool in seen.pools),
-            waiting=sum(pool.waiting for pool in seen.pools),
             ended=ended,
         )
+
+    @classmethod
+    def read(cls, path: Path) -> ProcessReport:
+        """Take what `write` has left."""
+        told = json.loads(path.read_text(encoding="utf-8"))
+        holders = tuple(Holder(**each) for each in told["stats"].pop("holders"))
+        return cls(**{**told, "stats": PoolStats(**told["stats"], holders=holders)})
 
     def write(self, folder: Path) -> None:
         """Put it where the one before is; whoever reads finds one of the two, whole."""
@@ -75,10 +71,7 @@ class ProcessReport:
 
 def read_reports(folder: Path) -> list[ProcessReport]:
     """The newest report of each process."""
-    return [
-        ProcessReport(**json.loads(path.read_text(encoding="utf-8")))
-        for path in sorted(folder.glob("*.json"))
-    ]
+    return [ProcessReport.read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def read_logs(folder: Path) -> str:

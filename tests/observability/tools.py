@@ -1,8 +1,8 @@
 """What each tool sees of each path: run as a program, it prints the table of the how-to on monitoring.
 
-``python -m tests.observability.tools URL`` makes the table; with the name of a tool, and of what is done, that process
-does it and tells how often the tool has seen it, as JSON. A tool patches what it watches for good, so each has
-processes of its own.
+``python -m tests.observability.tools URL`` makes the table; with the name of a tool, that process goes all paths
+and tells how often the tool has seen each, as JSON. A tool patches what it watches for good, so each has a process
+of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = 3
+AT_A_TIME = 3
 PATHS = ("text", "clause", "iterate", "session", "BEGIN and COMMIT")
 Seen = list[str]
 Tool = tuple[Callable[[], object], Callable[[], Seen]]  # begins to look, and gives what it has seen
@@ -25,31 +27,30 @@ Tool = tuple[Callable[[], object], Callable[[], Seen]]  # begins to look, and gi
 
 def main() -> None:
     """Print the table, or one row."""
-    url, *observed = sys.argv[1:]
-    if observed:
-        print(json.dumps(asyncio.run(observe(url, *observed))))
+    url, *tool = sys.argv[1:]
+    if tool:
+        print(json.dumps(asyncio.run(observe(url, *tool))))
     else:
         print(table(url))
 
 
 def table(url: str) -> str:
-    """Make the table, each row by a process."""
+    """Make the table, each row by a process, some at a time."""
     lines = [f"| | {' | '.join(PATHS)} |", f"|---|{'---|' * len(PATHS)}"]
-    for tool in TOOLS:
-        cells = {**row(url, tool, "paths"), **row(url, tool, "transactions")}
-        lines.append(f"| {tool} | {' | '.join(cells[path] for path in PATHS)} |")
-    return "\n".join(lines)
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        rows = threads.map(lambda tool: row(url, tool), TOOLS)
+    return "\n".join([*lines, *rows])
 
 
-def row(url: str, tool: str, what: str) -> dict[str, str]:
-    """Have a process do something under a tool."""
-    run = [sys.executable, "-m", "tests.observability.tools", url, tool, what]
+def row(url: str, tool: str) -> str:
+    """Have a process go all paths under a tool."""
+    run = [sys.executable, "-m", "tests.observability.tools", url, tool]
     done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True)
     cells: dict[str, str] = json.loads(done.stdout)
-    return cells
+    return f"| {tool} | {' | '.join(cells[path] for path in PATHS)} |"
 
 
-async def observe(url: str, tool: str, what: str) -> dict[str, str]:
+async def observe(url: str, tool: str) -> dict[str, str]:
     """Do each thing three times under one tool, and tell how often it has seen that."""
     driver, switch_on = TOOLS[tool]
     start, read = switch_on()
@@ -58,13 +59,13 @@ async def observe(url: str, tool: str, what: str) -> dict[str, str]:
     database = Database(url.replace("postgresql:", f"postgresql+{driver}:"))
     await database.connect()  # what SQLAlchemy asks its first connection is not counted
     start()
-    if what == "paths":
-        await ask(database)
-        seen = read()
-        return {path: cell(sum(f"'{path}'" in one for one in seen), TIMES) for path in PATHS[:-1]}
     await begin_and_commit(database)
     ends = [one for one in read() if one.startswith(("BEGIN", "COMMIT"))]
-    return {PATHS[-1]: cell(len(ends), 2 * TIMES)}
+    start()
+    await ask(database)
+    seen = read()
+    cells = {path: cell(sum(f"'{path}'" in one for one in seen), TIMES) for path in PATHS[:-1]}
+    return {**cells, PATHS[-1]: cell(len(ends), 2 * TIMES)}
 
 
 def cell(count: int, wanted: int) -> str:
@@ -192,13 +193,17 @@ def by_sentry(*, ours: bool) -> Callable[[], Tool]:
             from loopsafe_db import on_statement
 
             on_statement(tell_sentry)
-        transaction = sentry_sdk.start_transaction(name="the program")
+        transactions: list[Any] = []
+
+        def start() -> None:
+            seen.clear()
+            transactions.append(sentry_sdk.start_transaction(name="the program").__enter__())
 
         def read() -> Seen:
-            transaction.__exit__(None, None, None)
-            return seen
+            transactions.pop().__exit__(None, None, None)
+            return list(seen)
 
-        return transaction.__enter__, read
+        return start, read
 
     return switch_on
 

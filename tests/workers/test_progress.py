@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import reflector_workers
+from loopsafe_db import PoolStats
 from loopsafe_db.integrations.conductor import ProcessReport
 from reflector_workers.conductor import ConductorClient, StandInServer
 from reflector_workers.outcome import Outcome
@@ -63,7 +64,7 @@ def test_workers_that_are_not_ours_are_named(state: WorkflowState) -> None:
         collar=0,
         workflows=[state],
         result=None,
-        processes=[ProcessReport(pid, f"host/{pid}/aaaa", 1, 1, 0) for pid in (1, 2)],
+        processes=[ProcessReport(pid, f"host/{pid}/aaaa", 1, PoolStats()) for pid in (1, 2)],
         process_count=2,
         sessions_when_done=0,
         sessions_left_open=0,

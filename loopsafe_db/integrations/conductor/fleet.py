@@ -72,7 +72,7 @@ class Fleet:
             version: Of your code; ``None`` takes what `code_version` says of its package when the fleet starts.
             processes: How many a worker has, by the name of its task; one if it does not say.
             grace: Seconds that jobs in flight have when the fleet stops; 2 s later what still lives is killed.
-            folder: Where each process writes ``PID.log`` and ``PID.json``, see `read_logs` and `read_reports`.
+            folder: Made if need be. Each process writes ``PID.log`` and ``PID.json``: `read_logs`, `read_reports`.
                 Without one, the lines of all of them are on standard output, marked.
             start_method: How they are made. ``None`` leaves it to the SDK, which takes ``spawn`` if nobody has
                 chosen.
@@ -87,6 +87,8 @@ class Fleet:
         self.configuration: Configuration = (
             Configuration(server_api_url=server, log_level="WARNING") if is_url else server
         )
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._terms = FleetTerms(os.getpid(), self.configuration, version, grace, folder)
         self.workers: list[FleetWorker] = make_workers(modules, processes or {}, worker_class)
         for worker in self.workers:

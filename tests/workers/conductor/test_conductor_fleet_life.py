@@ -48,6 +48,27 @@ if __name__ == "__main__":
     sys.exit(run_workers({url!r}, {modules!r}, {options}))
 """
 
+HOLDS = """
+import asyncio, contextvars, os, pathlib
+from conductor.client.worker.worker_task import worker_task
+from loopsafe_db import Database, PoolLimits
+from loopsafe_db.integrations.conductor import JSONObject, checked, do_job
+
+db = Database(os.environ["LOOPSAFE_DB_URL"], pool=PoolLimits(max_connections=1))
+
+async def hold(job):
+    async with db.connection():
+        waiter = asyncio.create_task(db.fetch_val("SELECT 1"), context=contextvars.Context())
+        while not pathlib.Path(os.environ["FLEET_NOTES"], "go").exists():
+            await asyncio.sleep(0.02)
+    return {"value": await waiter}
+
+@worker_task(task_definition_name="in_loop", poll_interval_millis=20)
+@checked
+async def in_loop(seconds: float) -> JSONObject:
+    return await do_job(hold)
+"""
+
 
 class Code(str):
     """A keyword's value, as code."""
@@ -163,7 +184,7 @@ def test_every_way_to_start_has_the_same_names_reports_and_end(
     assert {str(task["workerId"]) for task in done} == set(reports)
     for worker_id, report in reports.items():
         assert worker_id.endswith(f"/{report.pid}/v7")
-        assert (report.ended, report.loops, report.opened) == (True, 1, 1)
+        assert (report.ended, report.loops, report.stats.opened) == (True, 1, 1)
         assert not psutil.pid_exists(report.pid)
 
 
@@ -244,6 +265,64 @@ def keep_busy(program: Program, jobs: Jobs, processes: int) -> list[str]:
         else:
             time.sleep(0.02)
     return workflows
+
+
+@ON_THE_STAND_IN
+def test_top_shows_what_a_running_fleet_waits_for_and_who_has_its_connections(
+    start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+) -> None:
+    (tmp_path / "holds.py").write_text(HOLDS)
+    reports = tmp_path / "reports"
+    program = start(modules=("holds",), folder=reports)
+    workflow = jobs.begin("in_loop", 0)
+
+    give_up = time.monotonic() + PATIENCE
+    while not any(report.stats.waiting for report in read_reports(reports)):
+        assert program.process.poll() is None, program.process.communicate()
+        assert time.monotonic() < give_up, "nobody waits"
+        time.sleep(0.02)
+    meanwhile = top(reports)
+    (tmp_path / "go").touch()
+    jobs.end(workflow)
+    assert program.stop() == 0
+
+    assert row(meanwhile, 0)[1:] == ["in_loop", "1", "1", "1", "0", "1", "1"]
+    name, task, _, place = row(meanwhile, 2)
+    assert name == row(meanwhile, 0)[0]
+    assert task.startswith("Task-")
+    assert place == f"{tmp_path / 'holds.py'}:10"
+    done = top(reports)
+    requests, waits, wait_ms, *rest = row(done, 1)[1:]
+    assert (requests, waits, int(wait_ms) > 0) == ("2", "1", True)
+    peak, errors, reused, connects, connect_ms, connect_errors, lost = rest
+    assert (peak, errors, reused, connects) == ("1", "0", "1", "1")
+    assert (connect_ms.isdigit(), connect_errors, lost) == (True, "0", "0")
+
+
+def top(folder: Path) -> list[list[list[str]]]:
+    """What ``loopsafe-db top`` shows: cells by table and row."""
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from loopsafe_db.cli import main; main()",
+            *("top", str(folder), "--once"),
+        ],
+        env={**os.environ, "COLUMNS": "300"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [
+        [[cell.strip() for cell in line.strip("│").split("│")] for line in table]
+        for table in (re.findall(r"^│.*│$", part, re.MULTILINE) for part in shown.split("┏")[1:])
+    ]
+
+
+def row(tables: list[list[list[str]]], number: int) -> list[str]:
+    """The only row of a table."""
+    (only,) = tables[number]
+    return only
 
 
 @ON_THE_STAND_IN
@@ -384,7 +463,6 @@ def test_git_is_asked_once_in_a_fleet_and_a_process_with_other_code_has_another_
     deployed: Path, askers: Path, start: Callable[..., Program], tmp_path: Path
 ) -> None:
     reports = tmp_path / "reports"
-    reports.mkdir()
     program = start(modules=("deployed.jobs",), processes={"in_thread": 3}, folder=reports)
     names = worker_ids(reports, 3)
     assert {name.rpartition("/")[2] for name in names} == {"v1.4"}
