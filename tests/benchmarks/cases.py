@@ -201,6 +201,20 @@ LOOP_UVLOOP = Case(
     serial=True,
 )
 
+_NOBODY_EVER = Contender("nobody has ever listened", "loopsafe", "loop", 200)
+_LISTENER = Contender("somebody listens", "loopsafe", "listener", 200)
+LISTENERS = Case(
+    "listeners",
+    "`fetch_val` where nobody listens to `on_statement`, and where somebody does",
+    (_NOBODY_EVER, Contender(OURS, "loopsafe", "no listener left", 200), _LISTENER),
+    (
+        _ours_over((_NOBODY_EVER.name,), Goal(1.03, 1.01)),
+        Ratio("somebody listens ÷ nobody ever", _LISTENER.name, (_NOBODY_EVER.name,)),
+    ),
+    serial=True,
+    text="loopsafe_db here is a process in which a listener has come and gone.",
+)
+
 TOUCHED = Case(
     "touched",
     "A block that sets something for its session",
@@ -522,6 +536,7 @@ ALL = (
     RUN_AIOSQLITE,
     LOOP,
     LOOP_UVLOOP,
+    LISTENERS,
     TOUCHED,
     WAITING,
     WAITING_PSYCOPG,

@@ -7,7 +7,14 @@ import os
 from time import perf_counter
 from typing import Any
 
-from loopsafe_db import Database, PoolLimits, create_async_engine, get_database
+from loopsafe_db import (
+    Database,
+    PoolLimits,
+    Statement,
+    create_async_engine,
+    get_database,
+    on_statement,
+)
 from tests.benchmarks.contenders.calls import calls_of
 from tests.benchmarks.contenders.plain_sqlalchemy import ask_engine, ask_in
 from tests.benchmarks.harness import (
@@ -58,6 +65,20 @@ def long_loop(child: Child) -> Any:
 def long_loop_process_scope(child: Child) -> Any:
     database = Database(child.url, scope="process")
     return in_one_loop(child, lambda n: database.fetch_val(NAMED, {"n": n}))
+
+
+def no_listener_left(child: Child) -> Any:
+    on_statement(_hear)()
+    return long_loop(child)
+
+
+def listener(child: Child) -> Any:
+    on_statement(_hear)
+    return long_loop(child)
+
+
+def _hear(statement: Statement) -> None:
+    """Listen, and do nothing with it."""
 
 
 def touched_block(child: Child) -> Any:
@@ -194,6 +215,8 @@ CASES = {
     "run psycopg": run_per_job_psycopg,
     "run aiosqlite": run_per_job_aiosqlite,
     "loop": long_loop,
+    "no listener left": no_listener_left,
+    "listener": listener,
     "touched block": touched_block,
     "process scope": long_loop_process_scope,
     "threads": threads,
