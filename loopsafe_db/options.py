@@ -316,7 +316,11 @@ class DatabaseOptions:
                 f"reset must be 'auto', 'always', 'never' or an async function, not {self.reset!r}"
             )
         if self.echo not in (True, False, "values"):
-            raise InvalidSettingError(f"echo must be True, False or 'values', not {self.echo!r}")
+            rows = "; rows are logged by create_async_engine(echo='debug') alone"
+            raise InvalidSettingError(
+                f"echo must be True, False or 'values', not {self.echo!r}"
+                f"{rows if self.echo == 'debug' else ''}"
+            )
         for name in ("slow_query", "slow_acquire"):
             value = getattr(self, name)
             if value is not None:

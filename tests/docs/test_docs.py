@@ -146,6 +146,14 @@ def test_every_page_is_listed_in_the_index() -> None:
     assert set(ROOT.glob("docs/**/*.md")) - decisions - fragments - {index} <= listed
 
 
+@pytest.mark.parametrize("fragment", sorted(ROOT.glob("docs/changelog.d/*.md")), ids=name_of)
+def test_a_change_is_told_in_one_line(fragment: Path) -> None:
+    text = fragment.read_text(encoding="utf-8")
+
+    assert re.fullmatch(r"\d+\.(added|changed|fixed|removed|security)(\.\d+)?\.md", fragment.name)
+    assert re.fullmatch(r"\S.+\S\n", text)
+
+
 def test_every_setting_is_in_the_table() -> None:
     page = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))

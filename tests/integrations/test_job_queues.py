@@ -127,6 +127,7 @@ class Program:
 
 OTHER_CLIENTS = ROOT / "docs/how-to/other-clients.md"
 DONE = [(number, number * number) for number in range(5)]
+SENT_BY_THE_PAGE = (7, 49)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +138,11 @@ def test_rq_opens_a_connection_for_each_fork_and_one_without(
 ) -> None:
     program = Program(tmp_path, "rq", redis_url, postgres_url)
     (tmp_path / "ids").write_text(program.run("-c", SEND_RQ), encoding="utf-8")
+    program.run("-c", code_of("job-queues", "python sends", 0))
 
     program.run("-m", "rq.cli", "worker", "--burst", "--url", redis_url, "-w", worker)
 
-    assert program.squares == DONE
+    assert program.squares == [*DONE, SENT_BY_THE_PAGE]
     assert len({*program.run("-c", RESULTS_RQ).split()}) == connections
 
 
@@ -175,10 +177,11 @@ def test_dramatiq_has_threads_and_a_loop_share_the_handle(
 def test_arq_runs_jobs_as_tasks(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     program = Program(tmp_path, "arq", redis_url, postgres_url)
     program.run("-c", SEND_ARQ)
+    program.run("-c", code_of("job-queues", "python sends", 1))
 
     program.run("-m", "arq", "--burst", "jobs.WorkerSettings")
 
-    assert program.squares == DONE
+    assert program.squares == [*DONE, SENT_BY_THE_PAGE]
 
 
 def test_another_client_of_a_loop_is_made_for_each_run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database, PoolLimits
+from loopsafe_db import Database, PoolLimits, create_async_engine
 from loopsafe_db.errors import InvalidSettingError
 from tests.docs.test_docs import run_script
 
@@ -140,3 +140,22 @@ async def test_a_busy_loop_is_told_apart_from_a_slow_server(
 def test_what_cannot_be_is_refused(option: Any) -> None:
     with pytest.raises(InvalidSettingError, match=next(iter(option))):
         Database("sqlite:///x.db", **option)
+
+
+def test_echo_debug_is_refused_by_a_handle_with_the_way_to_it() -> None:
+    with pytest.raises(InvalidSettingError, match=r"not 'debug'; rows are .* create_async_engine"):
+        Database("postgresql://h/d", echo="debug")
+
+
+async def test_echo_debug_of_an_engine_logs_the_rows_as_sqlalchemy_does(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_async_engine(
+        postgres_url.replace("postgresql:", "postgresql+asyncpg:"), echo="debug"
+    )
+    async with engine.connect() as connection:
+        (await connection.execute(sa.text("SELECT 4711 AS n"))).all()
+    await engine.dispose()
+    logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.NOTSET)
+
+    assert "Row (4711,)" in [record.getMessage() for record in caplog.records]

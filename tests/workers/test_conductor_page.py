@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loopsafe_db import configure
 from loopsafe_db.testing import run_worker
 from tests.integrations.pages import code_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A_WORKER = """
+from conductor.client.worker.worker_task import worker_task
+
+@worker_task(task_definition_name="detect_speech")
+def detect_speech(track_id: int) -> dict:
+    return {"track_id": track_id}
+
+"""
 
 
 @pytest.mark.parametrize("worker", ["square", "square_async"])
@@ -29,3 +43,18 @@ def test_a_worker_of_the_page_stores_each_number_once(worker: str, postgres_url:
     ]
     assert stored == [1, 1, 2]
     asyncio.run(db.disconnect())
+
+
+def test_the_page_on_testing_calls_a_worker(postgres_url: str, tmp_path: Path) -> None:
+    test = tmp_path / "test_worker.py"
+    test.write_text(A_WORKER + code_of("testing", "python worker"), encoding="utf-8")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--loopsafe-url", postgres_url, str(test)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+
+    assert "1 passed" in done.stdout, done.stdout

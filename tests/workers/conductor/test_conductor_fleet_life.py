@@ -24,6 +24,7 @@ from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.integrations.conductor import read_logs, read_reports
 from tests.docs.test_docs import ROOT
+from tests.integrations.pages import code_of
 from tests.workers.conductor.conftest import REAL_MARKS
 from tests.workers.conductor.rest import PATIENCE, by_reference, simple
 
@@ -113,11 +114,12 @@ def start(conductor: Server, postgres_url: str, tmp_path: Path) -> Iterator[Call
         *,
         before: tuple[str, ...] = (),
         modules: tuple[str, ...] = ("tests.workers.fleet_jobs",),
+        main: str = MAIN,
         **options: object,
     ) -> Program:
         path = tmp_path / f"fleet_{len(started)}.py"
         keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        path.write_text(MAIN.format(url=conductor.url, modules=modules, options=keywords))
+        path.write_text(main.format(url=conductor.url, modules=modules, options=keywords))
         process = subprocess.Popen(
             [*before, sys.executable, str(path)],
             env=os.environ
@@ -366,6 +368,40 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@ON_THE_STAND_IN
+def test_the_fleet_of_the_page_does_the_jobs_of_the_page(
+    start: Callable[..., Program],
+    conductor: Server,
+    postgres_url: str,
+    tmp_path: Path,
+    http: httpx.Client,
+) -> None:
+    asyncio.run(
+        Database(postgres_url).execute("CREATE TABLE squares (number int PRIMARY KEY, square int)")
+    )
+    (tmp_path / "jobs.py").write_text(code_of("conductor", "python conductor"), encoding="utf-8")
+    health = free_port()
+    page = code_of("conductor", "python fleet")
+    for shown, ours in (
+        ("http://127.0.0.1:8080/api", conductor.url),
+        ("health_port=8081", f"health_port={health}"),
+    ):
+        assert shown in page
+        page = page.replace(shown, ours)
+    program = start(main=page.replace("{", "{{").replace("}", "}}"))
+    for kind in ("square", "square_async"):
+        conductor.register(kind)
+        conductor.define(kind, [simple(kind, "only", number="${workflow.input.number}")])
+
+    done = [conductor.ended(conductor.start(kind, number=7)) for kind in ("square", "square_async")]
+
+    assert [workflow["status"] for workflow in done] == ["COMPLETED"] * 2
+    assert http.get(f"http://127.0.0.1:{health}/").status_code == 200
+    assert program.stop() == 0
+    rows = asyncio.run(Database(postgres_url).fetch_all("SELECT number, square FROM squares"))
+    assert [tuple(row) for row in rows] == [(7, 49)]
 
 
 @ON_THE_STAND_IN
