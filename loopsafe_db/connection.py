@@ -23,6 +23,7 @@ from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.failing import named, tell
 from loopsafe_db.engines.holders import caller, describe
+from loopsafe_db.engines.observed import observed_rows
 from loopsafe_db.engines.statement_timeout import TIMED, commit_unknown, within
 from loopsafe_db.errors import (
     ForeignLoopError,
@@ -784,7 +785,7 @@ class Connection:
             )
         except sa.exc.DBAPIError as error:
             raise self._noted_query(self._driver.original(error), error.statement) from None
-        return ClauseCursor(result)
+        return observed_rows(ClauseCursor(result), result.context)
 
     def drops_plans(self, error: BaseException) -> bool:
         """Tell whether what failed may be tried again, outside a transaction: a table was altered."""

@@ -77,6 +77,7 @@ class PoolEntry(_ConnectionRecord):
         waits_told: Whether a statement of that one has told of these two.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
+        begun_at: File and line of the last BEGIN that SQLAlchemy has sent; kept while somebody listens.
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
@@ -101,6 +102,7 @@ class PoolEntry(_ConnectionRecord):
     is_stuck: bool = False
     in_doubt: bool = False
     is_lost: bool = False
+    begun_at: str | None = None
     commits: bool = False
     interrupted: bool = False
     suspect: bool = False

@@ -221,27 +221,30 @@ class _EngineEvents:
             return
         context.loopsafe_idle = self._is_idle(record.raw)
         args, batch = (parameters, len(parameters)) if is_batch else (parameters, 0)
-        kind: Kind = "clause" if TIMED.keys() <= context.execution_options.keys() else "session"
-        told = observer.watch(kind, record.raw, sql, args, batch=batch)
-        context.loopsafe_told = told.__enter__(), record.raw
+        told = observer.watch(_kind_of(context), record.raw, sql, args, batch=batch)
+        context.loopsafe_told = told.__enter__(), record
 
     def after(self, *heard: Any) -> None:
-        """Tell of it."""
+        """Tell of it; of a stream, when its rows have come."""
         _, cursor, _, _, context, _ = heard
-        told, raw = _taken(context)
+        told, record = _taken(context)
         if told is None:
             return
-        if context.loopsafe_idle and self._find_pool().driver.state(raw) is _IN_TRANSACTION:
-            self._tell_of_begin(raw)
-        told.rows = cursor.rowcount if cursor.rowcount >= 0 else None
+        if context.loopsafe_idle and self._find_pool().driver.state(record.raw) is _IN_TRANSACTION:
+            self._tell_of_begin(record)
+        if _kind_of(context) == "stream":
+            told.pause()
+            context.loopsafe_stream = told
+            return
+        told.rows = _rows_of(cursor)
         told.__exit__(None, None, None)
 
     def failed(self, failure: ExceptionContext) -> None:
         """Tell of it, and why it failed."""
         told, _ = _taken(failure.execution_context)
         if told is not None:
-            error = failure.original_exception
-            told.__exit__(type(error), error, None)
+            error = failure.sqlalchemy_exception or failure.original_exception
+            told.__exit__(None, self._find_pool().driver.original(error), None)
 
     def around(self, do: Callable[[Any], T], sql: str) -> Callable[[Any], T]:
         """Tell of what begins or ends a transaction, where it is sent."""
@@ -253,22 +256,49 @@ class _EngineEvents:
             raw, was_idle = record.raw, self._is_idle(record.raw)
             if (sql == "BEGIN") != was_idle:  # one has begun already, or nothing has
                 return do(proxy)
-            with observer.watch("transaction", raw, sql) as told:
+            # Its end may be done in a task of SQLAlchemy's, which no line of the user's has called.
+            place = record.begun_at if sql == "ROLLBACK" else None
+            with observer.watch("transaction", raw, sql, place=place) as told:
                 result = do(proxy)
-                if sql == "BEGIN" and self._is_idle(raw):  # it is sent with the first statement
-                    told.forget()
+                if sql == "BEGIN":
+                    record.begun_at = told.place
+                    if self._is_idle(raw):  # it is sent with the first statement
+                        told.forget()
             return result
 
         return call
 
-    def _tell_of_begin(self, raw: Any) -> None:
+    def _tell_of_begin(self, record: Any) -> None:
         """Tell of the BEGIN that was sent with the statement just now."""
         observer = self._find_pool().observer
         if observer is not None:
-            observer.watch("transaction", raw, "BEGIN").tell()
+            told = observer.watch("transaction", record.raw, "BEGIN")
+            record.begun_at = told.place
+            told.tell()
 
     def _is_idle(self, raw: Any) -> bool:
         return raw is not None and self._find_pool().driver.state(raw) is _IDLE
+
+
+def _rows_of(cursor: Any) -> int | None:
+    """Give the rows that came back, or were changed; sqlite3 does not tell the former, but SQLAlchemy has them here."""
+    if cursor.rowcount >= 0:
+        return int(cursor.rowcount)
+    rows = getattr(cursor, "_rows", None) if cursor.description else None
+    return None if rows is None else len(rows)
+
+
+def _kind_of(context: Any) -> Kind:
+    options = context.execution_options
+    if not TIMED.keys() <= options.keys():
+        return "session"
+    return "stream" if options.get("stream_results") else "clause"
+
+
+def observed_rows(cursor: DriverCursor, context: Any) -> DriverCursor:
+    """Give a cursor that tells of the rows of a stream, if somebody listened when it was opened."""
+    told = vars(context).pop("loopsafe_stream", None)
+    return cursor if told is None else ObservedCursor(cursor, told)
 
 
 def _record_of(proxy: Any) -> Any:

@@ -336,6 +336,10 @@ class Observation:
         except BaseException as error:
             self.__exit__(None, error, None)
             raise
+        self.pause()
+
+    def pause(self) -> None:
+        """Note that the first of several stages is over."""
         self._query += self._pause()
 
     @contextmanager

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import inspect
 import logging
+import multiprocessing
 import os
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -157,25 +160,33 @@ async def test_a_transaction_around_a_clause_is_told_of_once(database: Database,
     assert ends == ["BEGIN", "COMMIT"]
 
 
-async def test_a_stream_is_told_of_with_all_its_rows(database: Database) -> None:
+STREAMED = pytest.mark.parametrize(
+    "query", ["SELECT id FROM things", sa.select(TABLE.c.id)], ids=["text", "clause"]
+)
+
+
+@STREAMED
+async def test_a_stream_is_told_of_with_all_its_rows(database: Database, query: Any) -> None:
     await make_table(database)
     rows = [{"id": number} for number in range(1200)]
     await database.execute_many("INSERT INTO things (id) VALUES (:id)", rows)
     with heard(database) as told:
-        assert len([row async for row in database.iterate("SELECT id FROM things")]) == 1200
+        assert len([row async for row in database.iterate(query)]) == 1200
 
     (stream,) = (one for one in told if one.kind == "stream")
     assert stream.rows == 1200
+    assert stream.query > 0
     assert stream.fetch > 0
 
 
-async def test_a_stream_that_is_left_is_told_of(database: Database) -> None:
+@STREAMED
+async def test_a_stream_that_is_left_is_told_of(database: Database, query: Any) -> None:
     await make_table(database)
     rows = [{"id": number} for number in range(1200)]
     await database.execute_many("INSERT INTO things (id) VALUES (:id)", rows)
     with heard(database) as told:
         async with database.transaction():
-            async for _ in database.iterate("SELECT id FROM things"):
+            async for _ in database.iterate(query):
                 break
             await database.fetch_val("SELECT 1")
 
@@ -191,12 +202,93 @@ async def test_a_script_is_told_of_as_one(postgres_url: str) -> None:
     assert [one.sql for one in told] == ["CREATE TABLE a (id int); CREATE TABLE b (id int)"]
 
 
-async def test_what_fails_is_told_of_with_the_drivers_error(database: Database) -> None:
-    with heard(database) as told, pytest.raises(Exception, match="no_such"):
-        await database.fetch_all("SELECT * FROM no_such")
+NO_SUCH = sa.select(sa.table("no_such", sa.column("id")))
 
-    assert "no_such" in str(told[-1].error)
-    assert told[-1].rows is None
+
+async def ask(database: Database, path: str) -> None:
+    """Ask for what is not there."""
+    if path == "session":
+        async with database.session() as session:
+            await session.execute(NO_SUCH)
+    query: Any = "SELECT id FROM no_such" if path.startswith("text") else NO_SUCH
+    if path.endswith("stream"):
+        async for _ in database.iterate(query):
+            pass
+    await database.fetch_all(query)
+
+
+@pytest.mark.parametrize("path", ["text", "text stream", "clause", "clause stream", "session"])
+async def test_what_fails_is_told_of_with_the_drivers_error(database: Database, path: str) -> None:
+    with heard(database) as told, pytest.raises(Exception, match="no_such"):
+        await ask(database, path)
+
+    (failed,) = (one for one in told if one.kind != "transaction")
+    package = {"postgresql+asyncpg": "asyncpg", "postgresql": "asyncpg"}
+    assert type(failed.error).__module__.partition(".")[0] in {
+        package.get(database.url.drivername, "sqlite3"),
+        "psycopg",
+    }
+    assert "no_such" in str(failed.error)
+    assert failed.rows is None
+
+
+async def test_the_end_of_a_session_is_told_of_with_the_line_of_its_begin(
+    database: Database,
+) -> None:
+    await make_table(database)
+    with heard(database) as told:
+        async with database.session() as session:
+            await session.execute(TABLE.insert().values(id=1, name="one"))  # and no commit
+            line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
+
+    ends = {one.sql: one.place for one in told if one.kind == "transaction"}
+    assert ends == {"BEGIN": f"{HERE}:{line}", "ROLLBACK": f"{HERE}:{line}"}
+
+
+async def fetch(database: Database, query: Any) -> None:
+    await database.fetch_all(query)
+
+
+async def iterate(database: Database, query: Any) -> None:
+    async for _ in database.iterate(query):
+        pass
+
+
+async def in_session(database: Database, query: Any) -> None:
+    async with database.session() as session:
+        (await session.execute(sa.text(query) if isinstance(query, str) else query)).all()
+
+
+@pytest.mark.parametrize("query", ["SELECT id FROM things", sa.select(TABLE.c.id)])
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [(fetch, {"text", "clause"}), (iterate, {"stream"}), (in_session, {"session"})],
+)
+async def test_each_path_tells_each_field(
+    database: Database, path: Any, kinds: set[str], query: Any
+) -> None:
+    await make_table(database)
+    await database.execute_many("INSERT INTO things (id) VALUES (:id)", [{"id": 1}, {"id": 2}])
+    began = time.time()
+    with heard(database) as told:
+        for _ in range(3):  # a clause goes another way from the second time on
+            await path(database, query)
+
+    asked = [one for one in told if one.kind != "transaction"]
+    assert len(asked) == 3
+    for one in asked:
+        assert one.kind in kinds
+        assert one.sql.split() == ["SELECT", *str(query).split()[1:]]
+        assert one.rows == 2
+        assert (one.parameters, one.batch, one.error) == ((), 0, None)
+        assert began <= one.started_at <= time.time()
+        assert one.query > 0
+        assert (one.fetch > 0) == (one.kind == "stream")
+        assert one.place.startswith(f"{HERE}:")
+        assert one.task == asyncio.current_task().get_name()  # type: ignore[union-attr]
+        assert one.process == multiprocessing.current_process().name
+        assert one.loop.pid == os.getpid()
+        assert one.url == database.url
 
 
 async def test_what_is_cancelled_is_told_of(postgres_url: str) -> None:
