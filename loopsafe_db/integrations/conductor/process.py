@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from conductor.client.configuration.configuration import Configuration
     from conductor.client.event.task_runner_events import (
+        PollCompleted,
         TaskExecutionCompleted,
         TaskExecutionFailure,
         TaskExecutionStarted,
@@ -46,7 +47,7 @@ _LOOK_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
 _GIT_SECONDS = 5.0
 _NAMESAKE_SECONDS = 1.0  # in which a worker that is alive polls
-_SETTLE_SECONDS = 0.05  # what the last poll has brought has begun by then
+_SETTLE_SECONDS = 0.2  # what a poll has brought has begun by then
 
 _log = logging.getLogger("loopsafe_db.conductor")
 
@@ -118,6 +119,11 @@ class FleetWorker(Worker):  # type: ignore[misc]
 class JobWatch:
     """An event listener that knows which jobs this process has."""
 
+    def on_poll_completed(self, event: PollCompleted) -> None:
+        """Note that jobs are here, which begin soon."""
+        if _here is not None and event.tasks_received:
+            _here.polled()
+
     def on_task_execution_started(self, event: TaskExecutionStarted) -> None:
         """Note a job; refuse it if the process is about to end."""
         if _here is not None:
@@ -158,6 +164,7 @@ class WorkerProcess:
         self._asked_at: float | None = (
             None  # when to stop; no Event: a signal handler must not take its lock
         )
+        self._polled_at = 0.0  # when a poll last brought jobs
 
     def begin_life(self) -> None:
         """Take over what the SDK leaves to chance: output, SIGTERM, the parent's death."""
@@ -168,6 +175,10 @@ class WorkerProcess:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         threading.Thread(target=self._watch, name="loopsafe-worker-watch", daemon=True).start()
         self._look_for_a_namesake()
+
+    def polled(self) -> None:
+        """Note that a poll has brought jobs, in the thread that polls."""
+        self._polled_at = time.monotonic()
 
     def begin(self, task_id: str, workflow_id: str) -> None:
         """Note a job, in the thread or the task that does it.
@@ -193,7 +204,7 @@ class WorkerProcess:
         if self._asked_at is None:
             return False
         is_main = threading.current_thread() is threading.main_thread()
-        settled = time.monotonic() - self._asked_at > _SETTLE_SECONDS
+        settled = time.monotonic() - max(self._asked_at, self._polled_at) > _SETTLE_SECONDS
         if is_main and settled and not self._in_flight():
             raise SystemExit(0)
         return True

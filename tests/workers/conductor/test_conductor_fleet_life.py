@@ -256,6 +256,26 @@ def test_a_busy_fleet_of_fifteen_processes_ends_by_itself_and_loses_no_job(
         jobs.end(workflow)  # at the first attempt
 
 
+@ON_THE_STAND_IN
+def test_what_a_poll_brings_after_the_end_was_asked_for_is_done_or_given_back(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    old = start(processes={"in_thread": 1, "in_loop": 4}, version="old", grace=20.0)
+    for kind in KINDS:
+        jobs.end(jobs.begin(kind, 0))
+
+    old.process.terminate()
+    workflows = []
+    for _ in range(8):  # a poll that found nothing waits for a tenth of a second
+        time.sleep(0.02)
+        workflows += [jobs.begin(kind, 0) for kind in KINDS]
+
+    assert old.process.wait(PATIENCE) == 0
+    start(version="new")
+    for workflow in workflows:
+        jobs.end(workflow)  # at the first attempt
+
+
 def keep_busy(program: Program, jobs: Jobs, processes: int) -> list[str]:
     """Have more jobs than the fleet can do at once, until each process has had one; all that were begun."""
     workflows: list[str] = []

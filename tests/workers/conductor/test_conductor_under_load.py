@@ -163,8 +163,8 @@ class Meetings:
     def finish(self) -> None:
         """See them to their end."""
         give_up = time.monotonic() + PATIENCE
-        while not (self.states and all(state.ended for state in self.states)):
-            assert time.monotonic() < give_up, self.states
+        while left := [state for state in self.states if not state.ended] or not self.states:
+            assert time.monotonic() < give_up, left
             time.sleep(POLL_SECONDS)
             self._look()
 
