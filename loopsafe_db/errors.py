@@ -10,6 +10,7 @@
     │   ├── NoRunningLoopError    LDB104   awaited, or asked for, where no event loop runs
     │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
+    │   ├── RunningLoopError      LDB116   a job was to have a loop of its own where one runs already
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
     │   │   ├── TransactionAborted LDB109  the server rolled back what was to be committed
     │   │   ├── ForeignTransactionError LDB112  asked inside a transaction that cannot be joined from there
@@ -216,6 +217,20 @@ class AsyncFactoryError(MisuseError):
     def __init__(self, what: str) -> None:
         self.what = what
         super().__init__(f"{what} has no value in this loop yet, and its factory is async")
+
+
+class RunningLoopError(MisuseError, RuntimeError):
+    """A job was to be run in an event loop of its own, in a thread whose loop runs."""
+
+    code = "LDB116"
+    hint = (
+        "a thread has no loop: `await asyncio.to_thread(task.delay, ...)`, which does not block this one while it "
+        "talks to the broker, either; a coroutine can await what the job does"
+    )
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} begins an event loop, and one runs in this thread already")
 
 
 class TransactionError(MisuseError):

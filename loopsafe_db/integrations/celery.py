@@ -12,7 +12,6 @@ and ends its loop, a hard one kills its process: either costs this task alone.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from celery import current_task
 
-from loopsafe_db.integrations.repeating import ATTEMPTS, repeatable
+from loopsafe_db.integrations.repeating import ATTEMPTS, repeatable, run_in_own_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -66,6 +65,9 @@ def run_task(
     Args:
         work: Does it; it may be called again, so what it writes is known by the job's `id`.
         attempts: How often it is done here when the database fails; then Celery is told.
+
+    Raises:
+        RunningLoopError: An event loop runs in this thread: the task was called, or sent eagerly, by a coroutine.
     """
     job = current_job()
-    return asyncio.run(attempts.run(repeatable, lambda: work(job)))
+    return run_in_own_loop("run_task", lambda: attempts.run(repeatable, lambda: work(job)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from loopsafe_db.errors import CommitUnknown, ConnectionLost
+from loopsafe_db.errors import CommitUnknown, ConnectionLost, RunningLoopError
 from loopsafe_db.retry import Attempts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
+T = TypeVar("T")
 ATTEMPTS = Attempts(5, within=20.0)
 """How often a job is done in its place, before the queue is told that it failed."""
 
@@ -23,3 +25,16 @@ async def repeatable() -> AsyncIterator[None]:
     except (ConnectionLost, CommitUnknown) as error:
         error.retryable = True
         raise
+
+
+def run_in_own_loop(what: str, work: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run a job in a new event loop.
+
+    Raises:
+        RunningLoopError: One runs in this thread, as where Celery's ``task_always_eager`` meets an ``async def``.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    raise RunningLoopError(what)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loopsafe_db import Database
+from loopsafe_db.errors import RunningLoopError
 from tests.docs.test_docs import ROOT
 from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
 from tests.integrations.test_job_queues import redis_url  # noqa: F401  (a fixture)
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("celery")
+
+from celery import Celery
+
+from loopsafe_db.integrations.celery import run_task
 
 TASKS = """
 import asyncio, os, signal
@@ -165,3 +170,22 @@ def test_a_task_that_is_delivered_again_has_the_same_id_and_is_stored_once(run: 
 
     assert kept == 1
     assert outcome["backend"]
+
+
+def test_a_task_that_a_coroutine_calls_eagerly_says_how_to_send_it() -> None:
+    app = Celery("eager")
+    app.conf.update(task_always_eager=True, task_eager_propagates=True)
+
+    async def work(job: object) -> int:
+        return 4711
+
+    @app.task  # type: ignore[untyped-decorator]
+    def answer() -> int:
+        return run_task(work)
+
+    async def endpoint() -> object:
+        with pytest.raises(RunningLoopError, match=r"LDB116.*\n.*to_thread"):
+            answer.delay()
+        return (await asyncio.to_thread(answer.delay)).get()
+
+    assert asyncio.run(endpoint()) == 4711

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from conductor.client.context.task_context import get_task_context
 from conductor.client.worker.exception import NonRetryableException
 
 from loopsafe_db.integrations.conductor.boundary import JSONObject, sendable
-from loopsafe_db.integrations.repeating import ATTEMPTS, repeatable
+from loopsafe_db.integrations.repeating import ATTEMPTS, repeatable, run_in_own_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -70,8 +69,9 @@ def run_job(
     Raises:
         InvalidOutput: The server, or the SDK, would lose the result or refuse it.
         NonRetryableException: One of the `terminal` errors, which is its cause.
+        RunningLoopError: An event loop runs in this thread: an async worker awaits `do_job`.
     """
-    return asyncio.run(do_job(work, terminal=terminal, attempts=attempts))
+    return run_in_own_loop("run_job", lambda: do_job(work, terminal=terminal, attempts=attempts))
 
 
 async def do_job(
