@@ -75,5 +75,10 @@ def test_the_package_is_described_by_that_with_the_address_that_it_names(build: 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "readme" in project["project"]["dynamic"]
     assert project["tool"]["hatch"]["metadata"]["hooks"] == {"custom": {}}
-    for url in project["project"].get("urls", {}).values():
-        assert url.startswith("https://")
+    urls = project["project"].get("urls", {})
+    assert not urls or "Source" in urls
+    assert all(url.startswith("https://") for url in urls.values())
+    checklist = (
+        (ROOT / "docs/contributing.md").read_text(encoding="utf-8").partition("## Release")[2]
+    )
+    assert "`[project.urls]`" in checklist
