@@ -450,3 +450,36 @@ async def test_a_transaction_that_cannot_begin_tells_what_and_where(tmp_path: Pa
             assert "query: BEGIN\n" in told
             assert f"at {__file__}:" in told
             assert f"on {url}" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'it is 12:30 :ok', CAST(:a AS int)",
+        """'{"day": "mon:fri", "all":true}', CAST(:a AS int)""",
+        "1, -- not :this\n CAST(:a AS int)",
+        "1, /* nor :that */ CAST(:a AS int)",
+    ],
+)
+async def test_a_colon_in_a_literal_or_a_comment_is_no_parameter(
+    database: Database, text: str
+) -> None:
+    row = await database.fetch_one(f"SELECT {text}", {"a": 7})
+    assert row is not None
+    assert row[1] == 7
+
+
+async def test_a_cast_behind_a_parameter_is_no_parameter(postgres_url: str) -> None:
+    for driver in ("asyncpg", "psycopg"):
+        database = Database(postgres_url.replace("postgresql", f"postgresql+{driver}", 1))
+        assert await database.fetch_val("SELECT :a::int", {"a": 7}) == 7
+
+
+async def test_a_block_without_async_and_a_call_without_await_are_named_by_python(
+    database: Database,
+) -> None:
+    missing = r"does not support the context manager protocol"
+    with pytest.raises(TypeError, match=missing), database.transaction():  # type: ignore[attr-defined]
+        pass
+    with pytest.warns(RuntimeWarning, match=r"'Database\.fetch_all' was never awaited"):
+        database.fetch_all("SELECT 1")  # type: ignore[unused-coroutine]
