@@ -1,7 +1,8 @@
 """Look at every page of the site as readers do: ``look_at_site.py build/site [FOLDER]``, screenshots into FOLDER.
 
 Fails at: an error on the console, anything fetched from another host or not there, a link or an anchor that leads
-nowhere, a page wider than its frame, blocks that overlap. Needs playwright and Debian's chromium.
+nowhere, a picture that does not load, a page wider than its frame, blocks that overlap, a page that is not as light or
+dark as its reader wants it, a search that does not find what is there. Needs playwright and Debian's chromium.
 """
 
 import sys
@@ -18,6 +19,7 @@ READERS = {
     "desk": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
+SEARCHED = {"force_rollback": "how-to/testing.html", "LDB301": "reference/errors.html"}
 LOOK = """() => {
   const blocks = [...document.querySelectorAll('article section > *, article li > *, article dd > *')]
     .filter(block => getComputedStyle(block).position === 'static' && block.offsetHeight);
@@ -31,6 +33,8 @@ LOOK = """() => {
     ids: [...document.querySelectorAll('[id]')].map(one => one.id),
     wide: Math.max(...[...document.querySelectorAll('html, .main, .content')]
       .map(frame => frame.scrollWidth - frame.clientWidth)),
+    pictures: [...document.images].filter(one => !one.complete || !one.naturalWidth).map(one => one.src),
+    ground: getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number),
     overlaps: overlaps.map(block => block.textContent.trim().slice(0, 60)),
   };
 }"""
@@ -49,6 +53,7 @@ def look(page: Page, url: str, found: list[str]) -> dict:
     seen = page.evaluate(LOOK)
     if seen["wide"] > 0:
         found.append(f"{url} is {seen['wide']} pixels wider than its frame")
+    found += [f"{url} shows no {picture}" for picture in seen["pictures"]]
     found += [f"{url} has blocks that overlap: {text!r}" for text in seen["overlaps"]]
     return seen
 
@@ -70,10 +75,34 @@ def read(
     seen = {}
     for name in pages:
         seen[site + name] = look(page, site + name, found)
+        if (max(seen[site + name]["ground"]) < 128) != (READERS[reader]["color_scheme"] == "dark"):
+            found.append(f"{site}{name} is not {READERS[reader]['color_scheme']}")
         if shots:
             page.screenshot(path=shots / f"{name.replace('/', '.')}.{reader}.png")
+    search(page, site, found)
     yield from found
     yield from broken_links(seen, site)
+
+
+def search(page: Page, site: str, found: list[str]) -> None:
+    """Look for some words as a reader does."""
+    for words, wanted in SEARCHED.items():
+        page.goto(site + "index.html")
+        page.evaluate(
+            """words => {
+                const box = document.querySelector('input[name=q]');
+                box.value = words;
+                box.form.submit();
+            }""",
+            words,
+        )
+        page.wait_for_url("**/search.html*")
+        page.wait_for_function(
+            "document.querySelector('#search-results p.search-summary')?.textContent.match(/\\d/)"
+        )
+        links = page.eval_on_selector_all("#search-results li a", "all => all.map(one => one.href)")
+        if not any(link.startswith(site + wanted) for link in links):
+            found.append(f"the search for {words} does not find {wanted}, but {links}")
 
 
 def broken_links(seen: dict[str, dict], site: str) -> Iterator[str]:
