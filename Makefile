@@ -103,7 +103,7 @@ $(VENV)/.installed-demo: pyproject.toml | python
 
 $(VENV)/.installed-test: pyproject.toml | python
 	@echo '== installing what the tests need (once, about a minute)'
-	@$(INSTALL) -e '.[examples]' --group test
+	@$(INSTALL) -e '.[examples]' --group test --group neighbours
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | python

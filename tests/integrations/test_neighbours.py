@@ -1,8 +1,7 @@
-"""Servers and queues beside those with a how-to: the handle of a module, used before a fork, works in each process."""
+"""Web servers with processes: the handle of a module, used before a fork, works in each process."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loopsafe_db import Database
 from tests.docs.test_docs import ROOT
 
 if TYPE_CHECKING:
@@ -77,87 +76,6 @@ SERVERS = {
 }
 IMPORTS_IN_THE_MASTER = {"gunicorn", "pyuwsgi"}
 STARTS = {"pyuwsgi": ("-c", "import pyuwsgi; pyuwsgi.run()")}  # no module in Python
-PROCRASTINATE = """
-import asyncio, json
-import procrastinate
-from loopsafe_db import get_database
-
-db = get_database()
-url = db.url.set(drivername="postgresql").render_as_string(hide_password=False)
-app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
-
-
-@app.task
-async def square(number):
-    async with db.transaction():
-        await db.execute("INSERT INTO squares VALUES (:n, :s)", {"n": number, "s": number * number})
-
-
-async def main():
-    async with app.open_async():
-        await app.schema_manager.apply_schema_async()
-        for number in range(5):
-            await square.defer_async(number=number)
-        await app.run_worker_async(wait=False, concurrency=3, install_signal_handlers=False)
-
-
-asyncio.run(main())
-"""
-PGQUEUER = """
-import asyncio
-import asyncpg
-from pgqueuer import AsyncpgDriver, PgQueuer, Queries
-from pgqueuer.types import QueueExecutionMode
-from loopsafe_db import get_database
-
-db = get_database()
-
-
-async def square(job):
-    number = int(job.payload)
-    async with db.transaction():
-        await db.execute("INSERT INTO squares VALUES (:n, :s)", {"n": number, "s": number * number})
-
-
-async def main():
-    connection = await asyncpg.connect(db.url.set(drivername="postgresql").render_as_string(hide_password=False))
-    driver = AsyncpgDriver(connection)
-    queries = Queries(driver)
-    await queries.install()
-    numbers = range(5)
-    await queries.enqueue(["square"] * 5, [str(number).encode() for number in numbers], [0] * 5)
-    queue = PgQueuer(driver)
-    queue.entrypoint("square")(square)
-    await queue.run(mode=QueueExecutionMode.drain)
-    await connection.close()
-
-
-asyncio.run(main())
-"""
-TASKIQ = """
-import asyncio
-from taskiq import InMemoryBroker
-from loopsafe_db import get_database
-
-db = get_database()
-broker = InMemoryBroker()
-
-
-@broker.task
-async def square(number: int) -> None:
-    async with db.transaction():
-        await db.execute("INSERT INTO squares VALUES (:n, :s)", {"n": number, "s": number * number})
-
-
-async def main():
-    await broker.startup()
-    for sent in [await square.kiq(number) for number in range(5)]:
-        assert not (await sent.wait_result(timeout=30)).is_err
-    await broker.shutdown()
-
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
@@ -228,47 +146,36 @@ def test_a_server_with_processes_uses_the_handle_of_the_module(
     assert all(each["backend"] != each["master"]["backend"] for each in forked)
     assert bool(forked) is (module in IMPORTS_IN_THE_MASTER)
     exits = {(tmp_path / f"exit-{pid}").exists() for pid in backends}
-    assert exits <= exit_handlers(name)
+    assert exits <= row_of(name.split()[0]).exit_handlers
 
 
-def exit_handlers(name: str) -> set[bool]:
-    """Tell whether the table of neighbours says that the processes of a server run what was given to ``atexit``."""
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of neighbours."""
+
+    name: str
+    processes: str
+    loop: str
+    connections: str
+    exits: str
+    to_write: str
+    tested_with: str
+
+    def about(self, column: str, flavour: str) -> str:
+        """The part of a cell that ends with a flavour in brackets, or all of it."""
+        parts: list[str] = getattr(self, column).split(", ")
+        return next((part for part in parts if flavour and part.endswith(f"({flavour})")), parts[0])
+
+    @property
+    def exit_handlers(self) -> set[bool]:
+        """Whether the processes run what was given to ``atexit``."""
+        told = {"run": {True}, "not run": {False}, "not always run": {True, False}}
+        return told[self.exits]
+
+
+def row_of(name: str) -> Row:
+    """The only row whose first cell begins so."""
     page = (ROOT / "docs/reference/neighbours.md").read_text(encoding="utf-8")
-    rows = ([cell.strip() for cell in line.split("|")] for line in page.splitlines())
-    (said,) = {row[5] for row in rows if len(row) == 9 and name.split()[0] in row[1]}
-    return {"run": {True}, "not run": {False}, "not always run": {True, False}}[said]
-
-
-@pytest.mark.parametrize(
-    ("package", "code"),
-    [("pgqueuer", PGQUEUER), ("procrastinate", PROCRASTINATE), ("taskiq", TASKIQ)],
-)
-def test_a_queue_uses_the_handle_of_the_module(
-    package: str, code: str, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    pytest.importorskip(package)
-    (tmp_path / "jobs.py").write_text(code, encoding="utf-8")
-    asyncio.run(_make_table(environment["LOOPSAFE_DB_URL"]))
-
-    done = subprocess.run(
-        [sys.executable, "jobs.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-
-    assert done.returncode == 0, done.stderr
-    rows = asyncio.run(_rows(environment["LOOPSAFE_DB_URL"]))
-    assert rows == [(number, number * number) for number in range(5)]
-
-
-async def _make_table(url: str) -> None:
-    async with Database(url) as database:
-        await database.execute("CREATE TABLE squares (number int PRIMARY KEY, square int)")
-
-
-async def _rows(url: str) -> list[tuple[object, ...]]:
-    async with Database(url) as database:
-        return [tuple(row) for row in await database.fetch_all("SELECT * FROM squares ORDER BY 1")]
+    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
+    (found,) = (row for row in rows if len(row) == 7 and row[0].startswith(name))
+    return Row(*found)
