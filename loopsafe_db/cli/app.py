@@ -245,9 +245,13 @@ def _table(seen: WorkflowView) -> Table:
     return table
 
 
-def _processes(folder: Path) -> Group:
+def _processes(folder: Path) -> Group | str:
     """Tell of a fleet: what is so now, what its processes have done, and who has a connection, the longest first."""
     reports = read_reports(folder)
+    if not reports:
+        return (
+            f"no process has reported to {escape(str(folder))}: run_workers(..., folder=) names it"
+        )
     now = _figures(f"fleet in {folder}, now", _NOW, reports)
     done = _figures("since each process began", _DONE, reports)
     holders = Table(title="who has a connection", title_justify="left")

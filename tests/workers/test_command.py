@@ -340,6 +340,10 @@ def test_retry_executes_again_what_ended_badly(conductor: ConductorClient) -> No
     assert "RUNNING" in invoke("retry", id, *server).stdout
 
 
+def test_top_says_where_nobody_reports(tmp_path: Path) -> None:
+    assert "no process has reported to" in invoke("top", str(tmp_path), "--once").stdout
+
+
 def test_top_shows_the_processes_of_a_fleet(tmp_path: Path) -> None:
     ProcessReport.of_this_process("vm/7/v1", "hear", 3, ended=False).write(tmp_path)
 
