@@ -66,6 +66,8 @@ async def to_the_end(
 ) -> T:
     """Await an operation to its end; who is cancelled meanwhile learns of it then.
 
+    Also at the end of `asyncio.run`, which cancels all tasks that asyncio knows: so it does not know this one.
+
     Args:
         operation: Runs in a task of its own, which is cancelled if it takes longer.
         patience: Seconds that the operation has after the caller was cancelled.
@@ -73,6 +75,7 @@ async def to_the_end(
             takes too long is cancelled, and awaited as long again.
     """
     working = asyncio.ensure_future(operation)
+    asyncio.tasks._unregister_task(working)  # noqa: SLF001 (documented for those who make tasks of their own)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:

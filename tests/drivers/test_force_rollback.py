@@ -190,6 +190,39 @@ async def test_who_is_cancelled_at_whatever_moment_takes_nothing_of_others_with_
     assert kept <= {row[0] for row in await undone.fetch_all("SELECT id FROM things")}
 
 
+async def _in_a_block(undone: Database) -> None:
+    async with undone.transaction():
+        await undone.fetch_val(COUNT)
+
+
+async def _in_a_session(undone: Database) -> None:
+    async with undone.session() as session, session.begin():
+        await session.execute(sa.text(COUNT))
+
+
+async def _in_a_stream(undone: Database) -> None:
+    async for _ in undone.iterate(COUNT):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "work", [lambda undone: undone.fetch_val(COUNT), _in_a_block, _in_a_session, _in_a_stream]
+)
+async def test_a_task_that_is_left_at_the_end_of_a_loop_takes_nothing_with_it(
+    undone: Database, work: Callable[[Database], Coroutine[Any, Any, None]]
+) -> None:
+    async def leave(steps: int) -> None:
+        left = asyncio.create_task(work(undone))
+        for step in range(steps):
+            await asyncio.sleep(step % 2 * 0.0002)
+        assert left is not None
+
+    for number in range(24):
+        in_thread(partial(leave, number))
+        await undone.execute(INSERT, {"id": number})
+    assert await undone.fetch_val(COUNT) == 24
+
+
 async def test_who_is_cancelled_before_its_turn_takes_nothing_of_others_with_it(
     undone: Database,
 ) -> None:
