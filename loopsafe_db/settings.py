@@ -131,6 +131,11 @@ def application_name() -> str | None:
     return LoopsafeSettings().application_name
 
 
+def pgbouncer() -> Literal["transaction", "session"] | None:
+    """Give the pool mode of the PgBouncer that the environment names."""
+    return LoopsafeSettings().pgbouncer
+
+
 def _warn_of_unknown(prefix: str) -> None:
     """Warn of variables that nobody reads; those of a named database, which is told by its URL, are that one's."""
     found = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}

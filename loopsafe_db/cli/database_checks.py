@@ -11,7 +11,7 @@ from loopsafe_db.default import get_database
 from loopsafe_db.drivers.libpq import APPLICATION
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.errors import LoopsafeError
-from loopsafe_db.settings import application_name, fleet_budget
+from loopsafe_db.settings import application_name, fleet_budget, pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +67,8 @@ async def check_database(url: str | None, idle_seconds: float = IDLE_SECONDS) ->
 async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[Finding]:
     version = await database.fetch_val("SELECT current_setting('server_version')")
     yield Finding("D100", "ok", f"PostgreSQL {version} answers", describe_target(database.url))
+    if found := await _pooler(database):
+        yield found
     rows = await database.fetch_all(_SESSIONS)
     used, most = sum(row["number"] for row in rows), await database.fetch_val(_MOST)
     seen = ", ".join(f"{row['number']} of {row['who']}" for row in rows[:10])
@@ -93,6 +95,29 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
             f"pid {row['pid']}, {row['application_name'] or '?'} on {row['host']}, last: {row['query']}",
             "end the transaction before other work is waited for; set idle_in_transaction_session_timeout",
         )
+
+
+async def _pooler(database: Database) -> Finding | None:
+    """Tell of a PgBouncer: it names another process at login than the one that answers."""
+    async with database.connection() as connection:
+        raw = connection.raw_connection
+        named = raw.get_server_pid() if hasattr(raw, "get_server_pid") else raw.info.backend_pid
+        answers = await connection.fetch_val("SELECT pg_backend_pid()")
+    if named == answers:
+        return None
+    seen = f"{named} was named at login, server process {answers} answers"
+    if mode := database.options.get("pgbouncer"):
+        return Finding("D100", "ok", f"a pooler is in front, in {mode} mode as it was said", seen)
+    cure = (
+        'say which pool mode it has: pgbouncer="transaction" or "session", or LOOPSAFE_DB_PGBOUNCER'
+    )
+    return Finding(
+        "D106",
+        "warning",
+        "a pooler is in front, such as a PgBouncer, and nobody has said so",
+        seen,
+        cure,
+    )
 
 
 async def _fleet(database: Database) -> Finding:
@@ -136,7 +161,7 @@ async def _other(database: Database, _idle_seconds: float) -> AsyncIterator[Find
 
 
 def _database(url: str | None) -> Database:
-    return get_database() if url is None else Database(url)
+    return get_database() if url is None else Database(url, pgbouncer=pgbouncer())
 
 
 async def answers(url: str | None) -> bool:

@@ -362,6 +362,21 @@ async def test_a_users_own_statement_is_never_another_one(
             assert list(await mine.fetch()) == [(1, None)]
 
 
+async def test_the_doctor_finds_it_whatever_its_version(
+    url: sa.URL, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = pytest.importorskip("loopsafe_db.cli.database_checks")
+    text = url.render_as_string(hide_password=False)
+
+    (found,) = (each for each in await checks.check_database(text) if each.code == "D106")
+    monkeypatch.setenv("LOOPSAFE_DB_PGBOUNCER", mode)
+    told = [str(each) for each in await checks.check_database(text)]
+
+    assert "pgbouncer=" in found.cure
+    assert any(f"D100 ok: a pooler is in front, in {mode} mode" in each for each in told), told
+    assert not any(each.startswith("D106") for each in told)
+
+
 # -- where it tells its pool mode at login
 
 

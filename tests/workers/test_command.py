@@ -139,6 +139,7 @@ def test_doctor_tells_how_postgresql_is(postgres_url: str) -> None:
     assert result.exit_code == 0, result.stdout
     assert "D100 ok: PostgreSQL " in result.stdout
     assert "connections are in use" in result.stdout
+    assert "is in front" not in result.stdout
 
 
 def test_doctor_names_who_is_idle_in_a_transaction(postgres_url: str) -> None:
