@@ -35,6 +35,11 @@ class Conductor:
         definitions: list[dict[str, Any]] = self.get("/metadata/taskdefs")
         return definitions
 
+    def workflow_definitions(self) -> list[dict[str, Any]]:
+        """All workflow definitions."""
+        definitions: list[dict[str, Any]] = self.get("/metadata/workflow")
+        return definitions
+
     def pollers(self) -> list[dict[str, Any]]:
         """Who polled last, by kind of job and domain: ``queueName``, ``workerId``, ``lastPollTime``."""
         rows: list[dict[str, Any]] = self.get("/tasks/queue/polldata/all")
@@ -47,7 +52,7 @@ class Conductor:
 
     def running(self) -> list[str]:
         """Ids of the workflows that run; none where the server does not tell."""
-        names = {definition["name"] for definition in self.get("/metadata/workflow")}
+        names = {definition["name"] for definition in self.workflow_definitions()}
         return [id for name in sorted(names) for id in self._running(name)]
 
     def retry(self, workflow_id: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -19,6 +21,7 @@ Pollers = dict[str, set[str]]  # worker ids by kind of job
 _RESTART = "stop it: the host is in its id (docker ps, systemctl); start it with run_workers, which names and ends it"
 _FEW = 5  # jobs of a kind, below which none is called fast
 _FAST = 0.05  # of the median
+_BY_NUMBER = re.compile(r"\$\{([^.}]+)\.output\[[\d*:-][^}]*\}")
 
 
 def check_conductor(url: str, seconds: float, version: str | None) -> list[Finding]:
@@ -32,6 +35,7 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
     conductor = Conductor(url)
     try:
         definitions = conductor.task_definitions()
+        plans = conductor.workflow_definitions()
         pollers = watch_pollers(conductor, seconds)
         workflows = [conductor.workflow(each) for each in conductor.running()]
     except ConductorUnavailable as error:
@@ -42,6 +46,7 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
         Finding("D200", "ok", f"Conductor answers, {len(workflows)} workflows run", url),
         *_polling(pollers, version),
         *_costly(definitions, pollers),
+        *_read_as_lists(plans),
         *_taken_along(tasks),
         *_too_large(tasks),
         *_too_fast(tasks),
@@ -102,6 +107,26 @@ def _costly(definitions: list[dict[str, Any]], pollers: Pollers) -> Iterator[Fin
         )
         what = "a job whose worker dies is given to nobody for an hour"
         yield Finding("D204", "warning", what, ", ".join(names), cure)
+
+
+def _read_as_lists(plans: list[dict[str, Any]]) -> Iterator[Finding]:
+    for plan in plans:
+        joins = {step["taskReferenceName"] for step in _steps(plan) if step.get("type") == "JOIN"}
+        for found in _BY_NUMBER.finditer(json.dumps(plan)):
+            if found[1] in joins:
+                what = f"workflow {plan['name']} reads the output of a JOIN by number, and gets nothing"
+                cure = "it is a dict by reference name: pass it whole, and join_results puts it in order"
+                yield Finding("D208", "error", what, found[0], cure)
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    """Give the steps of a definition, also those in branches and loops."""
+    if isinstance(part, dict):
+        if "taskReferenceName" in part:
+            yield part
+        part = list(part.values())
+    for each in part if isinstance(part, list) else ():
+        yield from _steps(each)
 
 
 def _taken_along(tasks: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -301,6 +301,48 @@ def test_doctor_names_ghosts_versions_and_jobs_of_the_dead(
     assert f"{dead.name} polls and runs version old, not new" in strangers
 
 
+def test_doctor_names_a_join_that_is_read_as_a_list(conductor: ConductorClient) -> None:
+    def plan(name: str, read: str) -> dict[str, Any]:
+        join = {"name": "join", "taskReferenceName": "join", "type": "JOIN", "joinOn": []}
+        merge = {"name": "hear", "taskReferenceName": "merge", "type": "SIMPLE"}
+        return {
+            "name": name,
+            "version": 1,
+            "tasks": [join, merge | {"inputParameters": {"all": read}}],
+        }
+
+    conductor.put_workflow(plan("by_number", "${join.output[0].words}"))
+    conductor.put_workflow(plan("whole", "${join.output}"))
+    conductor.put_workflow(plan("by_name", "${join.output['detect_0'].words}"))
+    conductor.put_workflow(plan("of_a_task", "${merge.output[0]}"))
+
+    found = [each for each in check_conductor(conductor.base_url, 0, None) if each.code == "D208"]
+
+    assert [(each.level, each.evidence) for each in found] == [("error", "${join.output[0].words}")]
+    assert "workflow by_number" in found[0].what
+
+
+def test_doctor_names_jobs_that_are_too_fast_or_too_large(
+    conductor: ConductorClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = conductor.start_workflow("meeting", {})
+    (task,) = Conductor(conductor.base_url).workflow(id)["tasks"]
+
+    def took(number: int, milliseconds: int, **more: str) -> dict[str, Any]:
+        times = {"startTime": 1000, "endTime": 1000 + milliseconds}
+        done = {"status": "COMPLETED", "workerId": "w", "referenceTaskName": f"hear_{number}"}
+        return task | done | times | more
+
+    paths = {"externalOutputPayloadStoragePath": "task/output/1.json"}
+    tasks = [*(took(number, 900) for number in range(5)), took(5, 10), took(6, 900, **paths)]
+    monkeypatch.setattr(Conductor, "workflow", lambda *_: {"tasks": tasks})
+
+    found = {each.code: each for each in check_conductor(conductor.base_url, 0, None)}
+
+    assert f"hear_5 of workflow {id} took 10 ms, hear usually 900 ms" in found["D207"].what
+    assert f"hear_6 of workflow {id} has more than 3072 KB" in found["D206"].what
+
+
 def test_a_workflow_is_shown_drawn_and_told_with_its_ghosts(
     conductor: ConductorClient, tmp_path: Path
 ) -> None:
