@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from loopsafe_db.options import DatabaseOptions
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f]"
+)  # a terminal takes the last ones for ESC and a letter
 
 
 def parse_url(url: str | URL) -> DatabaseURL:

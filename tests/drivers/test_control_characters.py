@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CONTROL = [*map(chr, range(32)), "\x7f"]
+CONTROL = [*map(chr, range(32)), *map(chr, range(0x7F, 0xA0))]
 POSTGRESQL = ("postgresql+asyncpg", "postgresql+psycopg")
 KEYWORDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "application_name": lambda text: {"application_name": text},
