@@ -50,11 +50,12 @@ def _pattern(**kinds: str) -> re.Pattern[str]:
 
 
 _POSTGRESQL = _pattern(
-    PARAMETER=r"\ASET (?:SESSION )?(?!SESSION|ROLE)[A-Z_][\w.]* ?(?:=|TO\b)",
-    BEYOND=r"\ALOAD\b|\b(?:DBLINK_CONNECT|PG_REPLICATION_ORIGIN_SESSION_SETUP)",
+    PARAMETER=r"\ASET (?:SESSION )?(?!SESSION|ROLE|SEED\b)[A-Z_][\w.]* ?(?:=|TO\b)",
+    BEYOND=r"\ALOAD\b|\b(?:DBLINK_CONNECT|PG_REPLICATION_ORIGIN_SESSION_SETUP)|\b(?:SETSEED|PG_BACKUP_START)\b"
+    r"|\ASET (?:SESSION )?SEED\b|\bPG_(?:CREATE|COPY)_(?:LOGICAL|PHYSICAL)_REPLICATION_SLOT\b",
     STATEMENTS=r"\A(?:PREPARE(?! TRANSACTION\b)|DO|CALL)\b",
     SETTINGS=rf"\A(?:SET(?! (?:LOCAL|CONSTRAINTS|TRANSACTION)\b)|RESET|LISTEN|UNLISTEN|DISCARD|DEALLOCATE|{_TEMPORARY})"
-    r"|\bWITH HOLD\b|\bINTO (?:LOCAL |GLOBAL )?TEMP(?:ORARY)?\b|\bPG_TEMP"
+    rf"|\AEXPLAIN\b.*\b{_TEMPORARY}|\bWITH HOLD\b|\bINTO (?:LOCAL |GLOBAL )?TEMP(?:ORARY)?\b|\bPG_TEMP"
     r"|\bPG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?\b|\bSET_LIMIT\b"
     r'|\bSET_CONFIG\b(?!"? ?\([^(),]+,[^(),]+, ?TRUE ?\))'
     r'|\bUPDATE (?:ONLY )?(?:"?PG_CATALOG"? ?\. ?)?"?PG_SETTINGS\b',
@@ -66,13 +67,18 @@ _TELLS = (
 )
 _SQLITE = _pattern(
     SETTINGS=rf"\A(?:ATTACH|DETACH|{_TEMPORARY}|PRAGMA(?! (?:\w+ ?\. ?)?(?:{_TELLS}\b|\w+\Z)))"
-    r"|\bLOAD_EXTENSION\b|\b(?:TABLE|VIEW|TRIGGER|EXISTS|INTO) ?[\"'\[`]?TEMP[\"'\]`]? ?\."
+    r"|\bLOAD_EXTENSION\b|\b(?:TABLE|VIEW|TRIGGER|EXISTS|INTO) ?(?:[\"\[`]?TEMP[\"\]`]?|'') ?\."
 )
 # What has no reset that we know of: such a connection is closed.
+_CHANGES = (
+    r"(?:SET(?! STATEMENT\b)|USE|LOCK|BACKUP|PREPARE|CALL|HANDLER|FLUSH|DO|EXECUTE|EXEC|DECLARE|BEGIN NOT|XA"
+    rf"|GET (?:CURRENT |STACKED )?DIAGNOSTICS|IF|CASE|LOOP|WHILE|REPEAT|FOR|ALTER SESSION|{_TEMPORARY}"
+    r"|CREATE (?:PRIVATE TEMP|TABLE #))"
+)
+_VARIABLE = r"@(?:[\w.$]+|`[^`]*`|'')"  # the lexer leaves nothing of what is in other quotes
 _OTHER = _pattern(
-    BEYOND=r"\A(?:SET(?! STATEMENT\b)|USE|LOCK|PREPARE|CALL|HANDLER|FLUSH|DO|EXECUTE|EXEC|DECLARE|BEGIN NOT"
-    rf"|ALTER SESSION|{_TEMPORARY}|CREATE (?:PRIVATE TEMP|TABLE #))"
-    r"|\bGET_LOCK\b|@[\w.$]+ ?:=|\bINTO @|\bLAST_INSERT_ID ?\( ?[^ )]"
+    BEYOND=rf"\A(?:SET STATEMENT\b.*? FOR )?{_CHANGES}"
+    rf"|\bGET_LOCK\b|{_VARIABLE} ?:=|\bINTO [@#]|\bLAST_INSERT_ID ?\( ?[^ )]|\ALOAD (?:DATA|XML)\b.*[(,] ?@"
 )
 _PATTERNS = {"postgresql": _POSTGRESQL, "sqlite": _SQLITE}
 

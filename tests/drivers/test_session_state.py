@@ -43,6 +43,8 @@ POSTGRESQL = [
     "SELECT pg_try_advisory_lock_shared(1, 2)",
     "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
     "CREATE TEMP TABLE mine (x int)",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE explained AS SELECT 1 AS x",
+    "EXPLAIN (ANALYZE, COSTS OFF) CREATE TEMPORARY TABLE told AS SELECT 1 AS x",
     "SELECT 1 AS x INTO TEMPORARY mine",
     "PREPARE mine AS SELECT 1",
     "DO $$ BEGIN PERFORM set_config('my.tenant', 'a', false); EXECUTE 'PREPARE mine AS SELECT 1'; END $$",
@@ -64,6 +66,13 @@ SQLITE_SESSION = [
 MARIADB = [
     "SET @mine = 1",
     "SELECT @mine := 1",
+    "SELECT @`mine` := 1",
+    "SELECT @'mine' := 1",
+    'SELECT @"mine":=1',
+    "SET STATEMENT max_statement_time = 9 FOR SET @mine = 1",
+    "SELECT 1 INTO @`mine`",
+    "IF 1 THEN SET @mine = 1; END IF",
+    "GET DIAGNOSTICS @mine = NUMBER",
     "SET SESSION TRANSACTION READ ONLY",
     "SET sql_mode = 'ANSI'",
     "USE information_schema",
@@ -572,6 +581,10 @@ TOUCH = {
         "SELECT set_config(:a, :b, :c)",
         "CALL mine()",
         "LOAD 'plpgsql'",
+        "SELECT setseed(0.5)",
+        "SET SESSION seed TO 0.5",
+        "SELECT pg_backup_start('x')",
+        "SELECT pg_create_physical_replication_slot('x', true, true)",
         "SELECT dblink_connect('a', 'b')",
         "DISCARD ALL",
         "RESET ALL",
@@ -580,9 +593,21 @@ TOUCH = {
         *SQLITE,
         "pragma main.cache_size(10)",
         "CREATE TABLE temp.x (a)",
+        "CREATE TABLE 'temp'.x (a)",
         "SELECT load_extension('x')",
     ],
-    "mysql": [*MARIADB, "/*!40101 SET NAMES utf8 */", "LOCK TABLES x READ", "SELECT 1 INTO @a"],
+    "mysql": [
+        *MARIADB,
+        "/*!40101 SET NAMES utf8 */",
+        "LOCK TABLES x READ",
+        "SELECT 1 INTO @a",
+        "BACKUP LOCK x",
+        "BACKUP STAGE START",
+        "LOCK INSTANCE FOR BACKUP",
+        "XA START 'x'",
+        "LOAD DATA LOCAL INFILE 'x' INTO TABLE t (a, @b)",
+    ],
+    "mssql": ["SELECT 1 AS x INTO #mine"],
 }
 LEAVE = {
     "postgresql": [
@@ -604,7 +629,15 @@ LEAVE = {
         "PRAGMA user_version = 3",
         "SELECT temp.x FROM temp",
     ],
-    "mysql": ["UPDATE t SET a = 1", "SELECT @a", "SELECT LAST_INSERT_ID()", "SELECT 'a@b.c'"],
+    "mysql": [
+        "UPDATE t SET a = 1",
+        "SELECT @a",
+        "SELECT LAST_INSERT_ID()",
+        "SELECT 'a@b.c'",
+        "SET STATEMENT max_statement_time = 9 FOR SELECT 1",
+        "INSERT INTO t VALUES (1) ON DUPLICATE KEY UPDATE a = 1",
+    ],
+    "mssql": ["SELECT 1 AS x INTO mine"],
 }
 
 
