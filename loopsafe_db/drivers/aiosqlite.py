@@ -16,8 +16,12 @@ from urllib.parse import quote, unquote, urlencode
 
 import aiosqlite
 from sqlalchemy.dialects import registry
-from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.dialects.sqlite.aiosqlite import (
+    SQLiteDialect_aiosqlite,
+    SQLiteExecutionContext_aiosqlite,
+)
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.dialects.sqlite.dml import OnConflictDoUpdate
 from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import outlast
@@ -369,10 +373,22 @@ class TakenBack(GuardedConnection):
         return refuse(self, name)
 
 
+class EngineContext(SQLiteExecutionContext_aiosqlite):
+    """What SQLAlchemy knows of a statement that it runs."""
+
+    def get_lastrowid(self) -> Any:
+        """Give the row id of what was inserted; None where that may be another insert's, which SQLite remembers."""
+        upsert = getattr(self.invoked_statement, "_post_values_clause", None)
+        if self.cursor.rowcount == 0 or isinstance(upsert, OnConflictDoUpdate):
+            return None
+        return super().get_lastrowid()
+
+
 class EngineDialect(SQLiteDialect_aiosqlite):
     """SQLAlchemy's dialect: it begins its transactions itself, on connections where sqlite3 begins none."""
 
     supports_statement_cache = True
+    execution_ctx_cls = EngineContext
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:

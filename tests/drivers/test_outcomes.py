@@ -129,3 +129,23 @@ async def test_many_rows_give_those_that_were_affected(made: Database) -> None:
         seen = await made.execute_many(query, values)
         assert seen == (affected if tells else None), str(query)
     assert await made.fetch_val("SELECT count(*) FROM numbered") == 5
+
+
+async def test_a_session_has_no_key_of_another_insert_where_one_did_nothing(
+    made: Database,
+) -> None:
+    async with made.session.begin() as session:
+        await session.execute(numbered.insert().values(name="before"))
+        result: Any = await session.execute(or_nothing(made, numbered).values(name="a"))
+        if dialect_of(made) == "postgresql":
+            return  # SQLAlchemy has no key at all
+        assert result.inserted_primary_key[0] in (None, 0)
+        if dialect_of(made) == "sqlite":
+            assert result.lastrowid is None
+            upsert = sqlite.insert(numbered).values(name="a")
+            upsert = upsert.on_conflict_do_update(index_elements=["name"], set_={"name": "c"})
+            assert (await session.execute(upsert)).inserted_primary_key == (None,)  # type: ignore[attr-defined]
+        inserted: Any = await session.execute(or_nothing(made, numbered).values(name="new"))
+        assert inserted.inserted_primary_key[0] == await session.scalar(
+            sa.select(numbered.c.id).where(numbered.c.name == "new")
+        )
