@@ -18,6 +18,7 @@ from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
+from loopsafe_db.control import BLOCK, refuse_end
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.engines.clauses import batches, keyed, with_values
@@ -68,6 +69,10 @@ STRANGER_DELAY = (
     0.01  # seconds between two looks at a transaction of a task of perhaps another loop
 )
 
+_ENDED = (
+    "this transaction was ended by something else than its block, as a COMMIT on the raw connection, and nobody knows "
+    "what of it is stored"
+)
 BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
 _FORMATS = ("text", "csv", "binary")
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
@@ -443,6 +448,7 @@ class Connection:
                 raise TransactionError("the transaction has another one open inside it")
             self._check_still_held(entry)
             await self._make_way(opened)
+            self._check_transaction()
             commits = self._commits(opened)
             try:
                 await self._settled(self._commit(opened))
@@ -499,6 +505,7 @@ class Connection:
             error.retryable = self._may_succeed_again(opened.failure)
             raise error from opened.failure
         self._transactions.remove(opened)
+        self._note_transactions()
 
     def _may_succeed_again(self, failure: BaseException | None) -> bool:
         """Tell it of a transaction that the server has rolled back, by its first failure."""
@@ -514,6 +521,7 @@ class Connection:
                     ended = self._transactions[self._transactions.index(opened) :]
                     await self._make_way(*ended)
                     del self._transactions[-len(ended) :]
+                    self._note_transactions()
                     if self._entry is None:
                         return  # it is undone, and others may have the connection
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
@@ -638,6 +646,7 @@ class Connection:
 
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         """Begin, in this task's turn."""
+        self._check_transaction()
         if not self._transactions:
             self._outermost = options
         elif options not in (_PLAIN, self._outermost):
@@ -649,7 +658,24 @@ class Connection:
         seconds = self._limit(None) or self._patience
         opened = OpenTransaction(await self._settled(within(seconds, self._started(options))))
         self._transactions.append(opened)
+        self._note_transactions()
         return opened
+
+    def _note_transactions(self) -> None:
+        """Have SQLAlchemy's way know whether a text may end a transaction."""
+        if self._entry is not None:
+            self._entry.kept_by = BLOCK if self._transactions else ""
+
+    def _check_transaction(self) -> None:
+        """Refuse what belongs to a transaction that is no more: the server would commit it at once.
+
+        Raises:
+            TransactionAborted: It was ended otherwise than by its block.
+        """
+        if self._transactions and self._driver.traits.has_ended(self._raw):
+            for opened in self._transactions:
+                opened.is_lost = True
+            raise TransactionAborted(_ENDED)
 
     async def _started(self, options: TransactionOptions) -> DriverTransaction:
         transaction = self._make_transaction(options)
@@ -695,7 +721,13 @@ class Connection:
         return compiled, compiled.arguments(values)
 
     def _note_text(self, compiled: CompiledText) -> None:
-        """Note what is about to be sent."""
+        """Note what is about to be sent.
+
+        Raises:
+            TransactionError: It would end the transaction of a block.
+        """
+        if compiled.ends and self.in_transaction:
+            refuse_end(compiled.ends, BLOCK)
         self._pool.note(compiled.text)
         self._touch(compiled.touches)
 
@@ -863,6 +895,7 @@ class Connection:
         return error
 
     async def _do(self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False) -> T:
+        self._check_transaction()
         try:
             return await (self._settled if begins else self._await)(operation(self._raw))
         except BaseException as error:
@@ -877,7 +910,8 @@ class Connection:
         if self._transactions:
             innermost, error = self._transactions[-1], drivers_own(error)
             innermost.failure = innermost.failure or error
-            if self._driver.traits.ends_transaction(error):
+            traits = self._driver.traits
+            if traits.ends_transaction(error) or traits.has_ended(self._raw):
                 for opened in self._transactions:
                     opened.is_lost = True
 

@@ -7,11 +7,13 @@ on (PostgreSQL), ``ANSI_QUOTES`` and ``NO_BACKSLASH_ESCAPES`` are not set (MySQL
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_LONG = 4_000  # characters; longer texts are hardly sent twice, and would be kept
 Token = tuple[str, str]  # a kind, which is the name of a group below or nothing, and the text
 
 
@@ -106,6 +108,18 @@ def statements(found: Iterable[Token]) -> tuple[str, ...]:
         elif statement:
             whole.append(statement)
     return tuple(whole)
+
+
+def statements_of(sql: str, dialect: str) -> tuple[str, ...]:
+    """Give the statements of a text that was not compiled by us; of a short one, found once."""
+    return _read(sql, dialect) if len(sql) > _LONG else _known(sql, dialect)
+
+
+def _read(sql: str, dialect: str) -> tuple[str, ...]:
+    return statements(tokens(sql, dialect))
+
+
+_known = lru_cache(512)(_read)
 
 
 def _goes_on(statement: str) -> bool:

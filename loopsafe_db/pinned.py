@@ -19,9 +19,10 @@ from loopsafe_db.connection import Connection, current_task
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
+from loopsafe_db.lexer import statements_of
 from loopsafe_db.queries import compile_text
 from loopsafe_db.streams import BATCH, ReadCursor
-from loopsafe_db.undoable import may_change_schema, refuse_not_undoable, statements_of
+from loopsafe_db.undoable import may_change_schema, refuse_not_undoable
 
 if TYPE_CHECKING:
     from collections.abc import (

@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loopsafe_db import lexer
+from loopsafe_db.control import end_in
 from loopsafe_db.copies import refuse_copy
 from loopsafe_db.drivers.session_state import Touched, touched_by
 from loopsafe_db.drivers.url import describe_target
@@ -63,6 +64,7 @@ class CompiledText:
         text: What the user wrote.
         statements: What `lexer.statements` gives of it.
         touches: What it may change of its session.
+        ends: The statement in it that the transaction of a block would end with; "" is none.
     """
 
     sql: str
@@ -72,6 +74,7 @@ class CompiledText:
     text: str = ""
     statements: tuple[str, ...] = ()
     touches: int = Touched.NOTHING
+    ends: str = ""
 
     def arguments(self, values: Mapping[str, Any] | None) -> Any:
         """Put the values in order, or under the driver's names where it takes a mapping.
@@ -227,8 +230,8 @@ def _compile(sql: str, dialect: str) -> CompiledText:
         places[text] if kind == "parameter" else text.replace("%", "%%") if double else text
         for kind, text in tokens
     )
-    touches = touched_by(statements, dialect)
-    return CompiledText(written, order, frozenset(names), keys, sql, statements, touches)
+    touches, ends = touched_by(statements, dialect), end_in(statements, dialect)
+    return CompiledText(written, order, frozenset(names), keys, sql, statements, touches, ends)
 
 
 def _arguments(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from loopsafe_db import lexer
+from loopsafe_db.control import end_in
 from loopsafe_db.errors import NotUndoableError
 
 if TYPE_CHECKING:
@@ -15,21 +14,9 @@ if TYPE_CHECKING:
 _SHOWN = 200  # characters of a text in an error
 _SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE|ROLLBACK (WORK |TRANSACTION )?TO)\b")
 _CONTROL = re.compile(
-    r"(BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION|SET SESSION CHARACTERISTICS"
-    r"|SAVEPOINT|RELEASE)\b"
-)
-# What MySQL commits before it does it, and after.
-_MYSQL = re.compile(
-    r"(CREATE|DROP) (?!TEMPORARY\b)|(ALTER|RENAME|TRUNCATE|GRANT|REVOKE|ANALYZE|CHECK|OPTIMIZE|REPAIR|CACHE|FLUSH|RESET"
-    r"|LOAD INDEX|LOCK TABLE|LOCK TABLES|UNLOCK TABLES|INSTALL|UNINSTALL|SET PASSWORD|XA|SET\b.*\bAUTOCOMMIT)\b"
+    r"(BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|PREPARE TRANSACTION|SET SESSION CHARACTERISTICS)\b"
 )
 _CHANGES_SCHEMA = re.compile(r"(CREATE|ALTER|DROP|DO|CALL|PRAGMA|ATTACH)\b")
-
-
-@lru_cache(512)
-def statements_of(sql: str, dialect: str) -> tuple[str, ...]:
-    """Give what `lexer.statements` gives of a text that was not compiled by us."""
-    return lexer.statements(lexer.tokens(sql, dialect))
 
 
 def refuse_not_undoable(
@@ -46,12 +33,11 @@ def refuse_not_undoable(
     Raises:
         NotUndoableError: One of them would.
     """
-    commits = _MYSQL if dialect in ("mysql", "mariadb") else None
     for statement in statements:
         if _SAVEPOINT.match(statement):
             refused = not in_transaction
         else:
-            refused = bool(_CONTROL.match(statement) or (commits and commits.match(statement)))
+            refused = bool(_CONTROL.match(statement) or end_in((statement,), dialect))
         if refused:
             raise NotUndoableError(text.strip()[:_SHOWN])
 

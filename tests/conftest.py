@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import anyio
 import pytest
 import sqlalchemy.dialects.postgresql  # noqa: F401 (a test with `pytester` forgets its imports, and again they warn)
 import uvloop
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 
 from loopsafe_db import Database
 from loopsafe_db.errors import ServerUnavailableError
@@ -73,6 +74,33 @@ def mariadb_url() -> Iterator[str]:
     """A database of a MariaDB that is there for this run; tests clean up after themselves."""
     with skip_without("MariaDB"), MariaDB() as server:
         yield server.url
+
+
+@pytest.fixture
+def mariadb_database_url(mariadb_url: str) -> Iterator[str]:
+    """An empty database of MariaDB for this test alone."""
+    name = f"test_{secrets.token_hex(6)}"
+    _tell_mariadb(mariadb_url, f"CREATE DATABASE {name}")
+    yield make_url(mariadb_url).set(database=name).render_as_string(hide_password=False)
+    _tell_mariadb(mariadb_url, f"DROP DATABASE {name}")
+
+
+def _tell_mariadb(url: str, sql: str) -> None:
+    engine = create_engine(make_url(url).set(drivername="mysql+pymysql"))
+    with engine.connect() as connection:
+        connection.exec_driver_sql(sql)
+    engine.dispose()
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "aiosqlite", "aiomysql", "asyncmy"])
+def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """A handle on an empty database, for every driver, those of MySQL included."""
+    if request.param == "aiosqlite":
+        return Database(f"sqlite:///{tmp_path}/test.db?timeout=30", scope=SCOPE)
+    mysql = request.param in ("aiomysql", "asyncmy")
+    url = make_url(request.getfixturevalue("mariadb_database_url" if mysql else "postgres_url"))
+    dialect = "mysql" if mysql else "postgresql"
+    return Database(url.set(drivername=f"{dialect}+{request.param}"), scope=SCOPE)
 
 
 @contextmanager

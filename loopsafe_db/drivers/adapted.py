@@ -81,6 +81,7 @@ class GuardedConnection:
         dialect: The engine's, which has asked the server what that can do; set by the pool.
         dirty: Whether something was sent since the last commit or rollback.
         in_transaction: Whether one of our transactions is open.
+        has_lost: Whether a statement has ended it there, as the call of a procedure that commits.
         interrupted: Whether nobody waited for the end of an operation.
         ended: Whether it was closed by us.
         is_in_memory: Whether what it holds ends with it.
@@ -91,6 +92,7 @@ class GuardedConnection:
     guarded_owner: Owner
     dirty: bool
     in_transaction: bool
+    has_lost: bool
     interrupted: bool
     ended: bool
     is_in_memory: bool
@@ -100,12 +102,14 @@ class GuardedConnection:
         self.adapted = adapted
         self.guarded_owner = Owner()
         self.dirty = self.in_transaction = self.interrupted = self.ended = False
-        self.is_in_memory = False
+        self.is_in_memory = self.has_lost = False
         self.isolation_before: Any = None
         self.answer = None
         self._stream: StreamCursor | None = None
         self._home = weakref.ref(asyncio.get_running_loop())
-        self._transport = _transport_of(getattr(adapted, "driver_connection", adapted))
+        self._plain = getattr(adapted, "driver_connection", adapted)
+        self._keeps_status = type(self._plain).__module__.startswith("asyncmy")
+        self._transport = _transport_of(self._plain)
         self._socket = _socket_of(self._transport)
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +158,7 @@ class GuardedConnection:
 
     def leave(self) -> None:
         """Note that a transaction is over; put the isolation level back."""
-        self.in_transaction = False
+        self.in_transaction = self.has_lost = False
         level, self.isolation_before = self.isolation_before, None
         if level is not None:
             self.dialect.set_isolation_level(self, level)
@@ -191,6 +195,32 @@ class GuardedConnection:
                 loop.call_soon_threadsafe(self._abort)
         else:
             self._abort()
+
+    def lent(self) -> None:
+        """Note that what SQLAlchemy has said on a new connection, as ``SET NAMES``, has begun nothing."""
+        if self.dirty and self._status is not None and not self.server_has_begun:
+            self.dirty = False
+
+    @property
+    def _status(self) -> int | None:
+        """The server's status flags, as of its last answer; None where that has none that we know of."""
+        status = getattr(self._plain, "server_status", None)
+        return status if isinstance(status, int) else None
+
+    @property
+    def server_has_begun(self) -> bool:
+        """Whether the server has said, with its last answer, that a transaction is open there; False if it cannot."""
+        return bool((self._status or 0) & _IN_TRANSACTION)
+
+    def forget_status(self) -> None:
+        """Have the next answer say so: asyncmy keeps the status where the next one is 0, which is no transaction."""
+        if self._keeps_status:
+            self._plain.server_status &= ~_IN_TRANSACTION
+
+    @property
+    def commits_each(self) -> bool:
+        """Whether the server commits each statement by itself, though a driver of the DBAPI begins transactions."""
+        return bool((self._status or 0) & _AUTOCOMMIT)
 
     @property
     def is_closed(self) -> bool:
@@ -262,7 +292,9 @@ class TakenBack(GuardedConnection):
 _OWN = {
     *("adapted", "dialect", "guarded_owner", "dirty", "in_transaction", "interrupted", "ended"),
     *("isolation_before", "is_in_memory", "answer", "_stream", "_home", "_transport", "_socket"),
+    *("has_lost", "_keeps_status", "_plain"),
 }
+_IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # of MySQL's status flags, which come with each answer
 
 
 def _transport_of(driver_connection: Any) -> Any:

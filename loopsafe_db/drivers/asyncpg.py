@@ -20,7 +20,7 @@ from sqlalchemy import JSON, event
 from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.util import LRUCache
+from sqlalchemy.util import LRUCache, await_only
 
 from loopsafe_db._runtime.transport import (
     ANY_LOOP,
@@ -126,6 +126,8 @@ _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: 
 # What makes values of an answer: asyncpg keeps what fails there until it has read the answer to its end.
 _MAKE_VALUES = ("BaseProtocol._decode_row",)
 _IDLE = ConnectionState.IDLE
+_WITH_STATUS = True  # what asks asyncpg for the server's word on a statement, beside its rows
+_ROLLED_BACK = libpq.ROLLED_BACK.encode()
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
 _SETS = ("SET ", "set ")  # how such a text begins, unless it is written otherwise
 # What asyncpg tells its users of a connection.
@@ -142,6 +144,14 @@ def _meaning(error: BaseException) -> type[DriverError] | None:
     # The server has said farewell to a connection that was not asked anything, and its end is not yet here: asyncpg
     # takes the farewell for the answer of an operation that nobody has begun.
     return ConnectionLost if type(error) is asyncpg.InternalClientError else by_sqlstate(error)
+
+
+def _has_ended(raw: GuardedConnection) -> bool:
+    # `_top_xact` is asyncpg's mark of a transaction that has begun
+    if raw._top_xact is None:  # noqa: SLF001
+        return False
+    protocol = raw.guarded_protocol()
+    return protocol is not None and not protocol.is_in_transaction() and protocol.is_connected()
 
 
 class AsyncpgRecord(Record, BaseRecord):
@@ -492,9 +502,16 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialect_asyncpg):
         self, cursor: Any, statement: str, parameters: Any, context: Any | None = None
     ) -> None:
         """Execute; then forget what the server has forgotten."""
+        if libpq.COMMITS.match(statement):
+            _commit_by_text(cursor, statement)
+            return
         super().do_execute(cursor, statement, parameters, context)
         if libpq.DISCARDS.match(statement):
             cursor._connection.guarded_forget()  # noqa: SLF001
+
+    def do_execute_no_params(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute, without."""
+        self.do_execute(cursor, statement, (), *rest)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, and read what the server answers."""
@@ -549,6 +566,22 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialect_asyncpg):
         if type(value) is JsonValue:
             return (serializer or json.dumps)(value.value)
         return value if serializer is None else serializer(value)
+
+
+def _commit_by_text(cursor: Any, statement: str) -> None:
+    """Execute what commits; SQLAlchemy's cursor keeps what the server answers to itself.
+
+    Raises:
+        TransactionAborted: The server rolls back instead.
+    """
+    raw: GuardedConnection = cursor._connection  # noqa: SLF001
+    try:
+        answer = await_only(raw.execute(statement))
+    except Exception as error:  # noqa: BLE001 (it is made one of SQLAlchemy's)
+        cursor._handle_exception(error)  # noqa: SLF001
+    else:
+        if answer == libpq.ROLLED_BACK:
+            raise TransactionAborted
 
 
 registry.register("postgresql.loopsafe_asyncpg", __name__, "EngineDialect")
@@ -626,8 +659,11 @@ class AsyncpgTransaction(BaseTransaction):
             raise TransactionAborted
 
     async def rollback(self) -> None:
-        if self._nested or self._connection.is_in_transaction():
+        raw = self._connection
+        if self._nested or raw.is_in_transaction():
             await super().rollback()
+        elif raw._top_xact is self:  # noqa: SLF001
+            raw._top_xact = None  # noqa: SLF001 (something else has ended it)
 
     async def renew(self) -> None:
         await self._connection.execute(f"RELEASE SAVEPOINT {self._id}; SAVEPOINT {self._id}")
@@ -695,6 +731,7 @@ class AsyncpgDriver:
         attaches=True,
         reset_on_return=True,
         settles=True,
+        has_ended=_has_ended,
         failure=_meaning,
         lent=GuardedConnection.let_loop_keep,
         rested=GuardedConnection.keep,
@@ -745,20 +782,20 @@ class AsyncpgDriver:
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
         try:
-            rows, _ = await _fetch(raw, sql, args, 0, timeout)
+            (rows, _, _), _ = await _fetch(raw, sql, args, 0, timeout)
         except _STALE as error:
             await _prepare_anew(raw, error)
-            rows, _ = await _fetch(raw, sql, args, 0, timeout)
+            (rows, _, _), _ = await _fetch(raw, sql, args, 0, timeout)
         return rows
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
         try:
-            rows, _ = await _fetch(raw, sql, args, 1, timeout)
+            (rows, _, _), _ = await _fetch(raw, sql, args, 1, timeout)
         except _STALE as error:
             await _prepare_anew(raw, error)
-            rows, _ = await _fetch(raw, sql, args, 1, timeout)
+            (rows, _, _), _ = await _fetch(raw, sql, args, 1, timeout)
         return rows[0] if rows else None
 
     async def execute(
@@ -766,7 +803,7 @@ class AsyncpgDriver:
     ) -> Any:
         if not args and self._is_script(sql):
             with _limit(timeout):
-                return _affected(await raw.execute(sql, timeout=timeout))
+                return _affected(await _execute_script(raw, sql, timeout))
         if sql[:4] in _SETS and not args and not raw._query_loggers:  # noqa: SLF001
             # Neither rows nor a plan: the simple protocol costs asyncpg less.
             raw._check_open()  # noqa: SLF001
@@ -1084,8 +1121,7 @@ async def _ask(
     """Run a statement; give its answer, and the statement that asyncpg has prepared."""
     # fetch() keeps the status to itself, and execute() the rows: both are wanted.
     with _limit(timeout):
-        result, statement = await _run(raw, sql, args, 0, timeout, asyncpg.Record, status=True)
-    rows, status, _ = result
+        (rows, status, _), statement = await _run(raw, sql, args, 0, timeout, asyncpg.Record)
     answer = (status or b"").decode()
     if answer in libpq.DISCARDED:
         raw.guarded_forget()
@@ -1094,7 +1130,7 @@ async def _ask(
 
 def _fetch(
     raw: Any, sql: str, args: Sequence[Any], limit: int, timeout: float | None
-) -> Awaitable[tuple[list[Record], Any]]:
+) -> Awaitable[tuple[tuple[list[Record], bytes | None, bool], Any]]:
     """Do what asyncpg's fetch() and fetchrow() do; 0 is all rows."""
     rows = _run(raw, sql, args, limit, timeout, AsyncpgRecord)
     return rows if timeout is None else _limited(rows, timeout)
@@ -1112,18 +1148,21 @@ async def _run(
     limit: int,
     timeout: float | None,
     record_class: type,
-    *,
-    status: bool = False,
 ) -> tuple[Any, Any]:
-    """Do what asyncpg's _execute() does, in fewer steps where the statement is prepared; give that, too."""
+    """Do what asyncpg's _execute() does, in fewer steps where the statement is prepared.
+
+    Returns:
+        The rows, what the server says of the statement, and whether that is all; and what was prepared.
+    """
     raw._check_open()  # noqa: SLF001
+    result: Any = None
     with raw._stmt_exclusive_section:  # noqa: SLF001
         statement = raw.guarded_prepared(sql, record_class)
         if statement is not None:
             try:
-                return await raw.guarded_protocol().bind_execute(
-                    statement, args, "", limit, status, timeout
-                ), statement
+                result = await raw.guarded_protocol().bind_execute(
+                    statement, args, "", limit, _WITH_STATUS, timeout
+                )
             except asyncpg.OutdatedSchemaCacheError:
                 await raw.reload_schema_state()
                 raise
@@ -1131,9 +1170,25 @@ async def _run(
                 raw._drop_global_statement_cache()  # noqa: SLF001
                 if raw.is_in_transaction():
                     raise
-        return await raw._Connection__execute(  # type: ignore[no-any-return]  # noqa: SLF001
-            sql, args, limit, timeout, return_status=status, record_class=record_class
-        )
+                statement = None
+        if statement is None:
+            result, statement = await raw._Connection__execute(  # noqa: SLF001
+                sql, args, limit, timeout, return_status=True, record_class=record_class
+            )
+    if result[1] == _ROLLED_BACK:
+        libpq.refuse_rollback(sql)
+    return result, statement
+
+
+async def _execute_script(raw: GuardedConnection, sql: str, timeout: float | None) -> str:
+    """Execute several statements; give the answer to the last one, which is the only one that asyncpg gives."""
+    if raw.is_in_transaction():
+        commit, rest = libpq.cut_off_commit(sql)
+        if commit:
+            if await raw.execute(commit, timeout=timeout) == libpq.ROLLED_BACK:
+                raise TransactionAborted
+            sql = rest
+    return await raw.execute(sql, timeout=timeout)  # type: ignore[no-any-return]
 
 
 class _Holder:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loopsafe_db.records import Record
 
 
-def _never(_: BaseException) -> bool:
+def _never(_: object) -> bool:
     return False
 
 
@@ -54,6 +54,8 @@ class DriverTraits:
             given the engine's dialect as its attribute ``dialect``.
         settles: Whether a connection may stay where SQLAlchemy was cancelled in a statement on it: `Driver.settle` and
             `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
+        has_ended: Tells without a round trip whether the server has none open any more on a connection where one of our
+            transactions was begun: what belongs to it is refused then. A driver that does so by itself need not know.
         ends_transaction: Tells of a failure whether the server has rolled the whole transaction back with it, and goes
             on as if nothing were.
         lent: Called when a connection is lent. From then on it may refer to what waits for its answers, and so to the
@@ -74,6 +76,7 @@ class DriverTraits:
     adapted: bool = False
     settles: bool = False
     closes_before_fork: bool = False
+    has_ended: Callable[[Any], bool] = _never
     ends_transaction: Callable[[BaseException], bool] = _never
     lent: Callable[[Any], None] = _nothing
     rested: Callable[[Any], None] = _nothing

@@ -21,7 +21,7 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.util import greenlet_spawn
 
-from loopsafe_db import lexer
+from loopsafe_db.control import ends_transaction
 from loopsafe_db.drivers.adapted import GuardedConnection, HandedOut, TakenBack
 from loopsafe_db.drivers.base import (
     ConnectionState,
@@ -44,8 +44,10 @@ from loopsafe_db.errors import (
     InvalidURLError,
     LoopsafeError,
     StatementTimeout,
+    TransactionAborted,
     TransactionError,
 )
+from loopsafe_db.lexer import statements_of
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.url import hidden
 
@@ -74,7 +76,10 @@ _BEGIN = {"sqlite": "BEGIN"}
 _BEGINS = re.compile(
     r"(?:BEGIN(?: (?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE)\b.*)?|START TRANSACTION\b.*)\Z"
 )
-_LONGEST_BEGIN = 200  # characters, with a comment
+_MAY_BEGIN = re.compile(r"\bBEGIN\b|\bSTART\s", re.IGNORECASE)
+# What may have a COMMIT inside that nobody sees.
+_MAY_END = re.compile(r"\s*(?:CALL|EXECUTE|BEGIN\s+NOT)\b", re.IGNORECASE)
+_SHOWN = 200  # characters of a text in an error
 # MySQL's codes: no such user, password or database, or not from this host
 _DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
@@ -126,8 +131,9 @@ class GenericTransaction:
         if self._options.isolation is not None:
             self._isolate(self._options.isolation.replace("_", " ").upper())
         dialect.do_begin(raw)  # type: ignore[arg-type]
-        if begin := _BEGIN.get(dialect.name):
+        if begin := _BEGIN.get(dialect.name) or ("BEGIN" if raw.commits_each else None):
             raw.execute(begin)
+        raw.forget_status()
         if self._options.readonly:
             raw.execute(read_only)
         raw.in_transaction = True
@@ -201,6 +207,8 @@ class GenericDriver:
             reset_on_return=True,  # `GuardedConnection` sends it only where something was sent
             autocommit=False,
             adapted=True,
+            lent=GuardedConnection.lent,
+            has_ended=_has_lost,
             ends_transaction=_is_deadlock,
             failure=by_mysql_code,
         )
@@ -242,17 +250,20 @@ class GenericDriver:
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
-        return await self._run(raw, partial(_fetch_all, raw, sql, args), timeout)
+        work = partial(_fetch_all, raw, sql, args)
+        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
-        return await self._run(raw, partial(_fetch_one, raw, sql, args), timeout)
+        work = partial(_fetch_one, raw, sql, args)
+        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
-        return await self._run(raw, partial(_execute, raw, sql, args), timeout)
+        work = partial(_execute, raw, sql, args)
+        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
 
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
@@ -369,6 +380,10 @@ class GenericDriver:
             raise original from None
 
 
+def _has_lost(raw: GuardedConnection) -> bool:
+    return raw.has_lost
+
+
 def _is_deadlock(error: BaseException) -> bool:
     """Tell by MySQL's code: the next statement begins a transaction of its own."""
     return error.args[:1] == (_DEADLOCK,)
@@ -407,19 +422,46 @@ def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
     return result
 
 
-def _refuse_begin(raw: GuardedConnection, sql: str) -> None:
-    """Refuse a BEGIN by text: the commit behind it would end what it begins, or it would commit what is open."""
-    dialect = raw.dialect
-    statements = lexer.statements(lexer.tokens(sql, dialect.name))
-    if len(statements) == 1 and _BEGINS.match(statements[0]):
+def _watched(raw: GuardedConnection, sql: str, work: Callable[[], T]) -> T:
+    """Run a text; look whether the server still has what it had open in a transaction of ours.
+
+    Raises:
+        TransactionAborted: The text has ended it.
+    """
+    had_begun = raw.in_transaction and _MAY_END.match(sql) is not None and raw.server_has_begun
+    if not had_begun:
+        return work()
+    raw.forget_status()
+    result = work()
+    if not raw.server_has_begun:
+        raw.has_lost = True
+        raise TransactionAborted(
+            "a statement has ended the transaction that it was sent in, as the call of a procedure that commits"
+        )
+    return result
+
+
+def refuse_begin(sql: str, dialect: Any) -> None:
+    """Refuse a BEGIN by text: the commit behind it would end what it begins, or it would commit what is open.
+
+    Raises:
+        TransactionError: There is one, and no end of it in the same text.
+    """
+    if _MAY_BEGIN.search(sql) is None:
+        return
+    begun = False
+    for statement in statements_of(sql, dialect.name):
+        begins = _BEGINS.match(statement) is not None
+        begun = begins or (begun and not ends_transaction(statement, dialect.name))
+    if begun:
         raise TransactionError(
-            f"a transaction of {dialect.name}+{dialect.driver} cannot be begun by a text: {sql.strip()}"
+            f"a transaction of {dialect.name}+{dialect.driver} cannot be begun by a text: {sql.strip()[:_SHOWN]}"
         )
 
 
 def _sent(raw: GuardedConnection, sql: str, args: Any, **options: Any) -> Any:
-    if not args and len(sql) <= _LONGEST_BEGIN:
-        _refuse_begin(raw, sql)
+    if not args:
+        refuse_begin(sql, raw.dialect)
     cursor = raw.cursor(**options)
     if args:
         cursor.execute(sql, args)

@@ -24,6 +24,7 @@ from loopsafe_db.errors import (
     InvalidSettingError,
     InvalidURLError,
     PgBouncerError,
+    TransactionAborted,
     TransactionError,
 )
 from loopsafe_db.options import WHOLE
@@ -115,6 +116,11 @@ _PREPARED = re.compile("__asyncpg_|_pg3_")
 # What drops all that is prepared, at the beginning of a statement; and anywhere in a script, where it may be one.
 DISCARDS = re.compile(r"\s*(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
 MAY_DISCARD = re.compile(r"\b(?:DISCARD|DEALLOCATE)\b", re.IGNORECASE)
+# What commits, at the beginning of a text; comments before it are as PostgreSQL has them, but for nested ones.
+COMMITS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:COMMIT\b(?!\s+PREPARED\b)|END\b|PREPARE\s+TRANSACTION\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 DISCARDED = ("DISCARD ALL", "DEALLOCATE ALL")  # what the server answers
 BACKEND = "SELECT pg_backend_pid()"
 POOL_MODE = "pgbouncer.pool_mode"  # what a PgBouncer reports at login, as 1.26 does
@@ -319,6 +325,28 @@ def unique_names() -> Iterator[str]:
     """
     mine = os.urandom(8).hex()
     return (f"{mine}_{number:x}" for number in itertools.count(1))
+
+
+def refuse_rollback(sql: str) -> None:
+    """Look at a text whose first statement a server has answered by ROLLBACK.
+
+    Raises:
+        TransactionAborted: It was to commit.
+    """
+    if COMMITS.match(sql):
+        raise TransactionAborted
+
+
+def cut_off_commit(sql: str) -> tuple[str, str]:
+    """Give the first statement of a script if it commits, else nothing; and the rest."""
+    if not COMMITS.match(sql):
+        return "", sql
+    end = 0
+    for kind, text in lexer.tokens(sql, "postgresql"):
+        end += len(text)
+        if kind == "end":
+            break
+    return sql[:end], sql[end:]
 
 
 def is_lost(error: BaseException) -> bool:

@@ -115,6 +115,10 @@ _STALE = (
 _DISCARDS = re.compile(libpq.DISCARDS.pattern.encode(), re.IGNORECASE)
 
 
+def _has_ended(raw: GuardedConnection) -> bool:
+    return raw.pgconn.transaction_status == TransactionStatus.IDLE
+
+
 class ProactorLoopError(UnsupportedLoopError):
     """The loop that runs is Windows' default, which cannot watch a socket for libpq."""
 
@@ -163,6 +167,17 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialectAsync_psycopg)
         raw: GuardedConnection = plain_connection(dbapi_connection)
         if raw.engine_begins:
             await_only(raw.begin())
+
+    def do_execute(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute; say so where the server rolls back what was to be committed."""
+        aborted = libpq.COMMITS.match(statement) and _is_aborted(cursor._connection)  # noqa: SLF001
+        super().do_execute(cursor, statement, *rest)
+        if aborted:
+            raise TransactionAborted
+
+    def do_execute_no_params(self, cursor: Any, statement: str, *rest: Any) -> None:
+        """Execute, without."""
+        self.do_execute(cursor, statement, None, *rest)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, or say that the server rolls back instead."""
@@ -644,6 +659,7 @@ class PsycopgDriver:
         attaches=False,
         reset_on_return=True,
         settles=True,
+        has_ended=_has_ended,
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -976,6 +992,8 @@ async def _send(
     except _STALE as error:
         await _prepare_anew(raw, error)
         await cursor.execute(sql, args or None)
+    if cursor.rownumber is None and cursor.statusmessage == libpq.ROLLED_BACK:
+        libpq.refuse_rollback(sql)
 
 
 async def _execute_many(

@@ -78,6 +78,7 @@ class PoolEntry(_ConnectionRecord):
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
         begun_at: File and line of the last BEGIN that SQLAlchemy has sent; kept while somebody listens.
+        kept_by: What has a transaction open that no text may end: a block, a session; or "".
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
@@ -103,6 +104,7 @@ class PoolEntry(_ConnectionRecord):
     in_doubt: bool = False
     is_lost: bool = False
     begun_at: str | None = None
+    kept_by: str = ""
     commits: bool = False
     interrupted: bool = False
     suspect: bool = False
@@ -318,7 +320,7 @@ class PoolEntry(_ConnectionRecord):
 
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
-        self.taken_at = ""
+        self.taken_at = self.kept_by = ""
         self.is_stuck = self.in_doubt = self.interrupted = False
         self.thread = None
         if self.dbapi_connection is not None:

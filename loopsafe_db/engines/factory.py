@@ -39,6 +39,7 @@ from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue, refuse_others
 from loopsafe_db.engines.returning import end_in_time, mark_doubt
 from loopsafe_db.engines.scopes import PER_PROCESS, find_scope
+from loopsafe_db.engines.scripts import hear_scripts
 from loopsafe_db.engines.statement_timeout import TIMED, limit_statements, limit_transactions
 from loopsafe_db.errors import ConnectTimeout, InvalidSettingError
 from loopsafe_db.options import (
@@ -264,8 +265,10 @@ def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool
     _connect_by(engine.sync_engine, find_pool, is_adapted=traits.adapted)
     engine.sync_engine.url = _shown_url(options, driver)
     forget_long_clauses(engine.sync_engine)
+    if traits.adapted:
+        hear_scripts(engine.sync_engine.dialect)
     if options.force_rollback:
-        pin(engine, lambda: find_pool().pinned)
+        pin(engine, lambda: find_pool().pinned, commits_itself=traits.autocommit)
     else:
         mark_doubt(engine.sync_engine.dialect)
         end_in_time(engine.sync_engine.dialect, driver)

@@ -230,7 +230,12 @@ class _EngineEvents:
         told, record = _taken(context)
         if told is None:
             return
-        if context.loopsafe_idle and self._find_pool().driver.state(record.raw) is _IN_TRANSACTION:
+        driver = self._find_pool().driver  # one without autocommit has sent none
+        if (
+            context.loopsafe_idle
+            and driver.traits.autocommit
+            and driver.state(record.raw) is _IN_TRANSACTION
+        ):
             self._tell_of_begin(record)
         if _kind_of(context) == "stream":
             told.pause()

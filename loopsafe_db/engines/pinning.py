@@ -161,10 +161,17 @@ class PinnedRecord(_ConnectionRecord):
         return opened
 
 
-def pin(engine: AsyncEngine, pinned: Callable[[], Pinned]) -> None:
-    """Have an engine whose pool is a `PinnedQueue` keep its transactions and statements in order."""
+def pin(engine: AsyncEngine, pinned: Callable[[], Pinned], *, commits_itself: bool) -> None:
+    """Have an engine whose pool is a `PinnedQueue` keep its transactions and statements in order.
+
+    Args:
+        engine: That.
+        pinned: Gives the one connection.
+        commits_itself: Whether that commits what is done outside a transaction by itself.
+    """
     dialect: Any = engine.sync_engine.dialect
-    dialect.set_isolation_level = _keeping_to_autocommit(pinned, dialect.set_isolation_level)
+    set_level = dialect.set_isolation_level if commits_itself else _nothing
+    dialect.set_isolation_level = _keeping_to_autocommit(pinned, set_level)
     dialect.do_begin = _on_record(PinnedRecord.begin, dialect.do_begin)
     dialect.do_commit = _on_record(PinnedRecord.commit, dialect.do_commit)
     dialect.do_rollback = _on_record(PinnedRecord.rollback, dialect.do_rollback)
@@ -248,6 +255,10 @@ class TurnCursor:
 
 
 _ASKING = {"close", "fetchall", "fetchmany", "fetchone"}
+
+
+def _nothing(*_: Any) -> None:
+    """Leave a connection that is in no autocommit: it would commit all that was done on it."""
 
 
 def _keeping_to_autocommit(

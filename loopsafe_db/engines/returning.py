@@ -8,14 +8,18 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
+from sqlalchemy.engine import TwoPhaseTransaction
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db.control import SESSION, refuse_end_in_sql
 from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.drivers.session_state import Touched, touched_by_sql
-from loopsafe_db.engines.entry import user_side
+from loopsafe_db.engines.entry import PoolEntry, user_side
 from loopsafe_db.engines.failing import tell_of_opening
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import LoopsafeError
@@ -24,8 +28,9 @@ from loopsafe_db.failures import drivers_own
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.engine import Connection
+
     from loopsafe_db.drivers.base import Driver
-    from loopsafe_db.engines.entry import PoolEntry
     from loopsafe_db.engines.pool import ConnectionPool
 
 _log = logging.getLogger("loopsafe_db")
@@ -253,19 +258,41 @@ def end_in_time(dialect: Any, driver: Driver) -> None:
 
 
 def _executing(do: Callable[..., None], dialect: str) -> Callable[..., None]:
-    """Mark, and note what the statement may change of the session: that is undone at the release."""
+    """Mark, and note what the statement may change of the session: that is undone at the release.
+
+    What would end the transaction of a block, or of a session, is refused.
+    """
 
     def call(cursor: Any, statement: str, *rest: Any) -> None:
         entry = _entry_of_context(rest[-1])
-        if entry is not None and (touched := touched_by_sql(statement, dialect)):
-            entry.touch(touched)
+        if entry is not None:
+            if entry.kept_by:
+                refuse_end_in_sql(statement, dialect, entry.kept_by)
+            if touched := touched_by_sql(statement, dialect):
+                entry.touch(touched)
         _do_in_doubt(entry, do, cursor, statement, *rest)
 
     return call
 
 
 def _marking(do: Callable[[Any], None]) -> Callable[[Any], None]:
-    return lambda proxy: _do_in_doubt(_entry_of_proxy(proxy), do, proxy)
+    def call(proxy: Any) -> None:
+        entry = _entry_of_proxy(proxy)
+        if entry is not None and entry.kept_by == SESSION:
+            entry.kept_by = ""
+        _do_in_doubt(entry, do, proxy)
+
+    return call
+
+
+@event.listens_for(Session, "after_begin")
+def _keep(_session: Session, _transaction: object, connection: Connection) -> None:
+    """Note that a session has a transaction. One of two phases is prepared by a text of SQLAlchemy's."""
+    entry = _entry_of_proxy(connection.connection)
+    if not isinstance(entry, PoolEntry) or entry.kept_by or connection._is_autocommit_isolation():  # noqa: SLF001
+        return
+    if not isinstance(connection.get_transaction(), TwoPhaseTransaction):
+        entry.kept_by = SESSION
 
 
 def _do_in_doubt(entry: PoolEntry | None, do: Callable[..., None], *args: Any) -> None:

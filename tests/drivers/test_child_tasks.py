@@ -31,21 +31,22 @@ things = sa.Table("things", sa.MetaData(), sa.Column("n", sa.Integer, primary_ke
 
 
 @pytest.fixture(params=["plain", "force_rollback"])
-async def handle(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Database]:
+async def handle(request: pytest.FixtureRequest, any_database: Database) -> AsyncIterator[Database]:
     """A handle of one connection, and one whose work is undone."""
-    await database.execute("CREATE TABLE things (n integer PRIMARY KEY)")
+    await any_database.execute("CREATE TABLE things (n integer PRIMARY KEY)")
     undone = request.param == "force_rollback"
-    handle = Database(database.url, scope=SCOPE, max_size=1, force_rollback=undone)
+    handle = Database(any_database.url, scope=SCOPE, max_size=1, force_rollback=undone)
     yield handle
     assert handle.stats().in_use == 0
     await handle.disconnect()
 
 
 @pytest.fixture
-async def plain(database: Database) -> AsyncIterator[Database]:
-    await database.execute("CREATE TABLE things (n integer PRIMARY KEY)")
-    yield database
-    assert database.stats().in_use == 0
+async def plain(any_database: Database) -> AsyncIterator[Database]:
+    await any_database.execute("CREATE TABLE things (n integer PRIMARY KEY)")
+    yield any_database
+    assert any_database.stats().in_use == 0
+    await any_database.disconnect()
 
 
 async def numbers(handle: Database) -> set[int]:
@@ -254,6 +255,9 @@ async def test_one_begun_within_a_time_limit_belongs_to_who_waits_for_it(handle:
 async def test_a_child_that_is_cancelled_aborts_no_more_than_its_own_transaction(
     handle: Database,
 ) -> None:
+    if handle.url.get_backend_name() == "mysql":
+        pytest.skip("what is cancelled costs its connection")
+
     async def child() -> None:
         async with handle.transaction():
             await insert(handle, 1)
@@ -336,6 +340,8 @@ async def test_the_parent_does_not_wait_for_a_child_after_its_block(plain: Datab
     if plain.url.get_backend_name() == "sqlite":
         pytest.skip("one writes at a time")
     go_on, entered = asyncio.Event(), asyncio.Event()
+    mysql = plain.url.get_backend_name() == "mysql"
+    which = f"SELECT {'connection_id' if mysql else 'pg_backend_pid'}()"
 
     async def child() -> None:
         async with plain.connection() as connection:
@@ -351,10 +357,10 @@ async def test_the_parent_does_not_wait_for_a_child_after_its_block(plain: Datab
         task = asyncio.create_task(child())
         await entered.wait()
     async with plain.connection() as connection:
-        pid = await connection.fetch_val("SELECT pg_backend_pid()")
+        before = await connection.fetch_val(which)
         go_on.set()
         await task
-        assert await plain.fetch_val("SELECT pg_backend_pid()") == pid
+        assert await plain.fetch_val(which) == before
     assert await numbers(plain) == {1, 3}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database
+from loopsafe_db import Database, create_async_engine
 from loopsafe_db.errors import NotUndoableError, TransactionError
 
 if TYPE_CHECKING:
@@ -237,3 +237,31 @@ async def test_an_error_that_is_swallowed_leaves_the_test_usable(undone: Databas
     async with undone.session.begin() as session:
         await session.execute(things.insert().values(id=9))
     assert await undone.fetch_val(COUNT) == (1 if postgresql else 2)
+
+
+@pytest.mark.parametrize("how", ["an engine's", "a session's", "that of the handle's engine"])
+async def test_autocommit_is_a_savepoint_and_undone(any_database: Database, how: str) -> None:
+    await any_database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    async with Database(
+        engine=create_async_engine(any_database.url, isolation_level="AUTOCOMMIT")
+    ) as made:
+        handle = made if how.startswith("that") else any_database
+        with handle.force_rollback():
+            engine = handle.engine.execution_options(isolation_level="AUTOCOMMIT")
+            for _ in range(2):
+                async with handle.session(bind=engine) as session:
+                    await session.execute(things.insert().values(id=1))
+                assert await handle.fetch_val(COUNT) == 0
+            if how.startswith("a session's"):
+                async with handle.session.begin(bind=engine) as session:
+                    await session.execute(things.insert().values(id=1))
+            else:
+                async with (engine if handle is any_database else handle.engine).begin() as one:
+                    await one.execute(things.insert().values(id=1))
+            await handle.execute(INSERT, {"id": 2})
+            async with handle.transaction():
+                await handle.execute(INSERT, {"id": 3})
+            assert await handle.fetch_val(COUNT) == 3
+        assert await handle.fetch_val(COUNT) == 0
+    assert await any_database.fetch_val(COUNT) == 0
+    await any_database.disconnect()

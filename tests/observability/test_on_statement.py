@@ -595,8 +595,11 @@ async def test_copies_are_told_of(postgres_url: str, driver: str) -> None:
     ]
 
 
-async def test_a_driver_of_sqlalchemys_is_heard_on_every_path(mariadb_url: str) -> None:
-    database = Database(mariadb_url)
+@pytest.mark.parametrize("driver", ["aiomysql", "asyncmy"])
+async def test_a_driver_of_sqlalchemys_is_heard_on_every_path(
+    mariadb_url: str, driver: str
+) -> None:
+    database = Database(sa.make_url(mariadb_url).set(drivername=f"mysql+{driver}"))
     await database.connect()
     with heard(database) as told:
         await database.fetch_val("SELECT :a", {"a": 1})
@@ -616,4 +619,18 @@ async def test_a_driver_of_sqlalchemys_is_heard_on_every_path(mariadb_url: str) 
     assert told[-1].error is not None
     # A session begins by its first statement there: no BEGIN is sent. The stream has one.
     ends = [one.sql for one in told if one.kind == "transaction"]
-    assert ends[2:] == ["COMMIT", "BEGIN", "COMMIT"]
+    assert ends == ["BEGIN", "COMMIT", "COMMIT", "BEGIN", "COMMIT"]
+
+
+async def test_the_first_transaction_of_a_connection_is_none_in_another(
+    any_database: Database,
+) -> None:
+    with heard(any_database) as told:
+        async with any_database.transaction():
+            await any_database.fetch_val("SELECT 1")
+            async with any_database.transaction():
+                await any_database.fetch_val("SELECT 2")
+    assert [one.sql for one in told if one.kind == "transaction"] == [
+        *("BEGIN", "SAVEPOINT", "RELEASE SAVEPOINT", "COMMIT"),
+    ]
+    await any_database.disconnect()
