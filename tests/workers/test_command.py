@@ -331,7 +331,7 @@ def test_doctor_names_jobs_that_are_too_fast_or_too_large(
     def took(number: int, milliseconds: int, **more: str) -> dict[str, Any]:
         times = {"startTime": 1000, "endTime": 1000 + milliseconds}
         done = {"status": "COMPLETED", "workerId": "w", "referenceTaskName": f"hear_{number}"}
-        return task | done | times | more
+        return {**task, **done, **times, **more}
 
     paths = {"externalOutputPayloadStoragePath": "task/output/1.json"}
     tasks = [*(took(number, 900) for number in range(5)), took(5, 10), took(6, 900, **paths)]
