@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
+from loopsafe_db.integrations.conductor import ProcessReport
 from reflector_workers.cli import app
+from reflector_workers.domain import Turn
+from reflector_workers.outcome import Outcome, Result
+from reflector_workers.progress import JobState, WorkflowState
+from reflector_workers.recordings import read_meeting
+from reflector_workers.storage.job_log import JobCounts
 from tests.workers.running_demo import environment
 
 if TYPE_CHECKING:
@@ -99,3 +105,31 @@ def test_the_module_prints_the_error_and_no_traceback(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("worker", "status"), [("host/4711/new", 0), ("595f5ddc9711", 1)])
+def test_the_demo_fails_where_a_stranger_did_a_job(
+    worker: str, status: int, write_wav: WriteWav, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_wav("alice.wav").parent
+    job = JobState(job_type="finalize", status="COMPLETED", reason="", worker_id=worker)
+    ours = ProcessReport.of_this_process("host/4711/new", "finalize", 0, ended=True)
+    outcome = Outcome(
+        meeting=read_meeting(folder, {}),
+        collar=0.0,
+        workflows=[WorkflowState(id="1", status="COMPLETED", reason="", jobs=(job,))],
+        result=Result(
+            [(Turn(speaker="alice", start=0, end=1),)], [], [], None, JobCounts(1, 1, 1, 1, 1)
+        ),
+        processes=[ours],
+        process_count=1,
+        sessions_when_done=1,
+        sessions_left_open=0,
+        log="",
+    )
+    monkeypatch.setattr("reflector_workers.cli.run_demo", lambda *_: outcome)
+
+    result = CliRunner().invoke(app, ["demo", "--meeting", str(folder)])
+
+    assert result.exit_code == status, result.output
+    assert ("workers that are not ours: 595f5ddc9711" in result.output) is bool(status)
