@@ -170,7 +170,9 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialectAsync_psycopg)
 
     def do_execute(self, cursor: Any, statement: str, *rest: Any) -> None:
         """Execute; say so where the server rolls back what was to be committed."""
-        aborted = libpq.COMMITS.match(statement) and _is_aborted(cursor._connection)  # noqa: SLF001
+        aborted = libpq.COMMITS.match(statement) and _is_aborted(
+            plain_connection(rest[-1].root_connection.connection)
+        )
         super().do_execute(cursor, statement, *rest)
         if aborted:
             raise TransactionAborted

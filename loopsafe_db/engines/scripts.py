@@ -42,7 +42,4 @@ def _hear_the_rest(cursor: Any) -> None:
         if cursor.description is not None:
             return
         close = cursor._cursor.close  # noqa: SLF001
-    try:
-        await_only(close())
-    except Exception as error:  # noqa: BLE001 (SQLAlchemy has a name for it)
-        cursor._adapt_connection._handle_exception(error)  # noqa: SLF001
+    await_only(close())
