@@ -502,7 +502,7 @@ class EngineDialect(libpq.AsksAtOnce, libpq.RefusesCopy, PGDialect_asyncpg):
         self, cursor: Any, statement: str, parameters: Any, context: Any | None = None
     ) -> None:
         """Execute; then forget what the server has forgotten."""
-        if libpq.COMMITS.match(statement):
+        if libpq.COMMITS.match(statement) and cursor._connection.is_in_transaction():  # noqa: SLF001
             _commit_by_text(cursor, statement)
             return
         super().do_execute(cursor, statement, parameters, context)

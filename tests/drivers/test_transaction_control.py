@@ -266,6 +266,16 @@ async def test_and_so_it_is_in_sessions_and_engines(postgresql: Database, text: 
     assert await numbers(postgresql) == set()
 
 
+async def test_after_a_commit_by_text_an_engine_does_what_no_transaction_may_have(
+    postgresql: Database,
+) -> None:
+    for before in ("SELECT 1", "COMMIT"):  # a transaction is open before the last one, or not
+        async with postgresql.engine.connect() as connection:
+            await connection.execute(sa.text(before))
+            await connection.execute(sa.text("COMMIT"))
+            await connection.execute(sa.text("VACUUM things"))
+
+
 async def test_a_deferred_constraint_that_fails_at_a_commit_by_text_is_what_it_is(
     postgresql: Database,
 ) -> None:
