@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,7 +113,7 @@ def test_jobs_run_as_the_table_says(
 
 
 def _run(command: str, folder: Path, url: str) -> None:
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", *command.split()],
         cwd=folder,
         env={
@@ -120,12 +122,18 @@ def _run(command: str, folder: Path, url: str) -> None:
             "LOOPSAFE_DB_SCOPE": "auto",  # warm connections, whatever this run is about
             "PYTHONPATH": f"{PROGRAMS}:{ROOT}",
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=240,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        with suppress(ProcessLookupError):  # a program that fails may leave its workers
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
 
 
 async def _make_table(url: str) -> None:
