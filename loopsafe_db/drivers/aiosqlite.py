@@ -388,7 +388,7 @@ class EngineDialect(SQLiteDialect_aiosqlite):
     """SQLAlchemy's dialect: it begins its transactions itself, on connections where sqlite3 begins none."""
 
     supports_statement_cache = True
-    execution_ctx_cls = EngineContext
+    execution_ctx_cls: type[Any] = EngineContext
 
     @classmethod
     def engine_created(cls, engine: Any) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 DATABASES = (
@@ -23,6 +28,15 @@ _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"
 _PATIENCE = 400  # seconds for all scenarios on one kind of database
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process at a time, of xdist's, make what is to be at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def python_with(name: str, packages: tuple[str, ...]) -> Path:
     """Give an interpreter that has these packages, installed on first use.
 
@@ -32,17 +46,22 @@ def python_with(name: str, packages: tuple[str, ...]) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "installed.txt"
     wanted = "\n".join((sys.version, *packages))
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
-        try:
-            # Debian keeps venv's pip in a package of its own: the outer pip does the work.
-            _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
-            _run(*_PIP, "--python", str(python), "install", "--quiet", *packages)
-        except subprocess.CalledProcessError as error:
-            if os.environ.get("CI") or os.environ.get("LOOPSAFE_REQUIRE_SERVERS"):
-                pytest.fail(f"this run must have {name}, and cannot install it: {error}")
-            pytest.skip(f"NO {name.upper()} TO COMPARE WITH, SO NOTHING IS PROVED HERE: {error}")
-        stamp.write_text(wanted, encoding="utf-8")
+    with one_at_a_time(folder):
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+            _install(name, packages, folder, python)
+            stamp.write_text(wanted, encoding="utf-8")
     return python
+
+
+def _install(name: str, packages: tuple[str, ...], folder: Path, python: Path) -> None:
+    try:
+        # Debian keeps venv's pip in a package of its own: the outer pip does the work.
+        _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder))
+        _run(*_PIP, "--python", str(python), "install", "--quiet", *packages)
+    except subprocess.CalledProcessError as error:
+        if os.environ.get("CI") or os.environ.get("LOOPSAFE_REQUIRE_SERVERS"):
+            pytest.fail(f"this run must have {name}, and cannot install it: {error}")
+        pytest.skip(f"NO {name.upper()} TO COMPARE WITH, SO NOTHING IS PROVED HERE: {error}")
 
 
 def run_with_databases(url: str, names: list[str]) -> dict[str, Any]:

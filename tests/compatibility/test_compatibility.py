@@ -7,6 +7,7 @@ has for one of their rows must differ (``name[sqlite]``: on SQLite alone), one t
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import loopsafe_db
-from tests.compatibility.environment import ROOT, run_with_databases
+from tests.compatibility.environment import ROOT, one_at_a_time, run_with_databases
 from tests.compatibility.world import World, find_scenarios, play
 
 if TYPE_CHECKING:
@@ -58,11 +59,26 @@ def chosen(request: pytest.FixtureRequest, dialect: str) -> list[str]:
     ]
 
 
+def outcomes(factory: pytest.TempPathFactory, names: list[str], url: str) -> dict[str, Any]:
+    """What each scenario sees with databases: one of xdist's processes finds out, for all of them."""
+    folder = factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / url.partition(":")[
+        0
+    ]
+    with one_at_a_time(path):
+        if not path.exists():
+            path.write_text(json.dumps(run_with_databases(url, names)), encoding="utf-8")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 @pytest.fixture(scope="session")
 def databases_on_postgresql(
-    postgres_server: PostgresServer, request: pytest.FixtureRequest
+    postgres_server: PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> dict[str, Any]:
-    return run_with_databases(postgres_server.create_database(), chosen(request, "postgresql"))
+    url = postgres_server.create_database()
+    return outcomes(tmp_path_factory, chosen(request, "postgresql"), url)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +86,7 @@ def databases_on_sqlite(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("databases") / "test.db"
-    return run_with_databases(f"sqlite:///{path}", chosen(request, "sqlite"))
+    return outcomes(tmp_path_factory, chosen(request, "sqlite"), f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize("scenario", POSTGRESQL)

@@ -335,14 +335,14 @@ GIVEN_BACK = [{"idle_timeout": 0.3}, {"recycle": 1.0}]
 def test_handles_that_are_gone_are_kept_by_nothing_though_the_process_never_forks(
     warm: Callable[..., Database],
 ) -> None:
-    engines = []
+    engines, others = [], set(threading.enumerate())
     for _ in range(2):
         database = warm(5, idle_timeout=0.05)
         asyncio.run(once(database))
         engines.append(weakref.ref(database.engine.sync_engine))
         asyncio.run(database.disconnect())
         del database
-        for thread in threading.enumerate():
+        for thread in set(threading.enumerate()) - others:
             if thread.name == "loopsafe_db reaper":
                 thread.join(10)
     gc.collect()

@@ -47,6 +47,7 @@ MEETINGS = 12
 JOBS = 5 * MEETINGS
 KINDS_OF_JOBS = 4
 ROUNDS = 3
+HOW_IT_RESTARTS: tuple[Literal["term", "kill"], ...] = ("kill", "term", "kill")  # a round each
 PATIENCE = 180.0
 RESPONSE_SECONDS = 5  # after which Conductor gives the job of a dead worker to another
 END_SECONDS = 15.0  # for what ends by itself: a grace of 5 s, and 2 s more
@@ -295,9 +296,7 @@ def restartable(postgres_server: PostgresServer) -> Iterator[RealServer]:
 
 @pytest.mark.real_conductor
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("how", ["term", "kill"])
 def test_every_meeting_completes_though_conductor_restarts(
-    how: Literal["term", "kill"],
     restartable: RealServer,
     application: str,
     short_meeting: Path,
@@ -308,7 +307,7 @@ def test_every_meeting_completes_though_conductor_restarts(
         with ConductorClient(restartable.url) as client:
             meetings = Meetings(client, short_meeting, RESPONSE_SECONDS)
             fleets.start()
-            for _ in range(ROUNDS):
+            for how in HOW_IT_RESTARTS:
                 meetings.begin(MEETINGS // ROUNDS)
                 meetings.busy(fleets)
                 restartable.restart(how)
