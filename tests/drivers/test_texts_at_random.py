@@ -54,7 +54,9 @@ def quoted(mark: str, end: str = "") -> SearchStrategy[Piece]:
     last = end or mark
 
     def column(text: str) -> Piece:
-        name = re.sub(r"[\r\n\t]", "", text.replace(last, last * 2 if not end else "")) + "x"
+        # MariaDB leaves out the blanks that an alias begins with.
+        kept = re.sub(r"[\r\n\t]", "", text.replace(last, last * 2 if not end else ""))
+        name = kept.lstrip(" ") + "x"
         sql = f"(SELECT q.{mark}{name}{last} FROM (SELECT 'v' AS {mark}{name}{last}) AS q)"
         return Piece(sql, "v", {})
 
