@@ -36,5 +36,7 @@ def run_in_own_loop(what: str, work: Callable[[], Coroutine[object, object, T]])
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work())
-    raise RunningLoopError(what)
+        pass  # and what the job raises has no such context
+    else:
+        raise RunningLoopError(what)
+    return asyncio.run(work())

@@ -13,6 +13,7 @@ import pytest
 import reflector_workers
 from loopsafe_db.integrations.conductor import InvalidInput, join_results
 from loopsafe_db.integrations.conductor.fleet import make_workers
+from loopsafe_db.integrations.repeating import run_in_own_loop
 from reflector_workers.domain import DetectedTrack
 from reflector_workers.fleet import MODULES, PROCESSES
 from reflector_workers.rttm import read_rttm
@@ -167,3 +168,12 @@ def test_the_sdk_can_read_the_annotations_of_every_worker(worker: Any) -> None:
     parameters = inspect.signature(worker.execute_function).parameters.values()
 
     assert {parameter.annotation for parameter in parameters} == {str}
+
+
+def test_the_error_of_a_job_has_no_context_of_ours() -> None:
+    async def work() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_in_own_loop("run_job", work)
+    assert caught.value.__context__ is None
