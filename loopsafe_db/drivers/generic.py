@@ -250,20 +250,17 @@ class GenericDriver:
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
-        work = partial(_fetch_all, raw, sql, args)
-        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
+        return await self._run(raw, partial(_watched, _fetch_all, raw, sql, args), timeout)
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
-        work = partial(_fetch_one, raw, sql, args)
-        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
+        return await self._run(raw, partial(_watched, _fetch_one, raw, sql, args), timeout)
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Any:
-        work = partial(_execute, raw, sql, args)
-        return await self._run(raw, partial(_watched, raw, sql, work), timeout)
+        return await self._run(raw, partial(_watched, _execute, raw, sql, args), timeout)
 
     async def execute_many(
         self, raw: GuardedConnection, sql: str, rows: Sequence[Sequence[Any]], timeout: float | None
@@ -422,7 +419,9 @@ def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
     return result
 
 
-def _watched(raw: GuardedConnection, sql: str, work: Callable[[], T]) -> T:
+def _watched(
+    work: Callable[[GuardedConnection, str, Any], T], raw: GuardedConnection, sql: str, args: Any
+) -> T:
     """Run a text; look whether the server still has what it had open in a transaction of ours.
 
     Raises:
@@ -430,9 +429,9 @@ def _watched(raw: GuardedConnection, sql: str, work: Callable[[], T]) -> T:
     """
     had_begun = raw.in_transaction and _MAY_END.match(sql) is not None and raw.server_has_begun
     if not had_begun:
-        return work()
+        return work(raw, sql, args)
     raw.forget_status()
-    result = work()
+    result = work(raw, sql, args)
     if not raw.server_has_begun:
         raw.has_lost = True
         raise TransactionAborted(
