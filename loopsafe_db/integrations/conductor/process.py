@@ -165,6 +165,7 @@ class WorkerProcess:
             None  # when to stop; no Event: a signal handler must not take its lock
         )
         self._polled_at = 0.0  # when a poll last brought jobs
+        self._reporting, self._has_ended = threading.Lock(), False
 
     def begin_life(self) -> None:
         """Take over what the SDK leaves to chance: output, SIGTERM, the parent's death."""
@@ -206,6 +207,9 @@ class WorkerProcess:
         is_main = threading.current_thread() is threading.main_thread()
         settled = time.monotonic() - max(self._asked_at, self._polled_at) > _SETTLE_SECONDS
         if is_main and settled and not self._in_flight():
+            signal.signal(
+                signal.SIGTERM, signal.SIG_IGN
+            )  # else the next one ends the interpreter's own end
             raise SystemExit(0)
         return True
 
@@ -293,10 +297,14 @@ class WorkerProcess:
             )
 
     def _report(self, *, ended: bool) -> None:
-        report = ProcessReport.of_this_process(
-            self.worker_id, self._job_type, len(self._in_flight()), ended=ended
-        )
-        write_if_there(report, self._terms.folder)
+        with self._reporting:
+            if self._has_ended:
+                return  # the thread that watches goes on for as long as the interpreter takes to end
+            self._has_ended = ended
+            report = ProcessReport.of_this_process(
+                self.worker_id, self._job_type, len(self._in_flight()), ended=ended
+            )
+            write_if_there(report, self._terms.folder)
 
 
 _here: WorkerProcess | None = None

@@ -11,18 +11,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from conductor.client.configuration.configuration import Configuration
 
 from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.integrations.conductor import read_logs, read_reports
+from loopsafe_db.integrations.conductor.process import FleetTerms, WorkerProcess
 from tests.docs.test_docs import ROOT
 from tests.integrations.pages import code_of
 from tests.workers.conductor.conftest import REAL_MARKS
@@ -47,6 +51,21 @@ from conductor.client.configuration.settings.metrics_settings import MetricsSett
 from loopsafe_db.integrations.conductor import run_workers
 if __name__ == "__main__":
     sys.exit(run_workers({url!r}, {modules!r}, {options}))
+"""
+
+EXIT_CODES = """
+import multiprocessing, signal, sys, time
+from loopsafe_db.integrations.conductor import Fleet
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        with Fleet({url!r}, {modules!r}, {options}) as fleet:
+            pids = [worker["pid"] for worker in fleet.status()]
+            workers = [each for each in multiprocessing.active_children() if each.pid in pids]
+            while True:
+                time.sleep(0.1)
+    finally:
+        print([worker.exitcode for worker in workers])
 """
 
 HOLDS = """
@@ -188,6 +207,45 @@ def test_every_way_to_start_has_the_same_names_reports_and_end(
         assert worker_id.endswith(f"/{report.pid}/v7")
         assert (report.ended, report.loops, report.stats.opened) == (True, 1, 1)
         assert not psutil.pid_exists(report.pid)
+
+
+@ON_THE_STAND_IN
+def test_workers_end_with_code_0_though_the_fleet_asks_again(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(main=EXIT_CODES)
+    for kind in KINDS:
+        jobs.end(jobs.begin(kind, 0))
+
+    assert program.stop() == 0
+
+    assert program.process.communicate()[0].splitlines()[-1] == "[0, 0]"
+
+
+def test_a_report_that_was_under_way_does_not_replace_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = FleetTerms(os.getpid(), Configuration(), "v7", 1.0, tmp_path)
+    process = WorkerProcess(terms, "v7", "in_thread")
+    looking, go_on, look = threading.Event(), threading.Event(), process._in_flight
+
+    def look_slowly() -> dict[str, Any]:
+        if not looking.is_set():
+            looking.set()
+            go_on.wait(PATIENCE)
+        return look()
+
+    monkeypatch.setattr(process, "_in_flight", look_slowly)
+    with ThreadPoolExecutor() as threads:
+        usual = threads.submit(process._report, ended=False)
+        looking.wait(PATIENCE)
+        last = threads.submit(process._report, ended=True)
+        wait([last], timeout=0.2)
+        go_on.set()
+        usual.result(), last.result()
+        process._report(ended=False)
+
+    assert [report.ended for report in read_reports(tmp_path)] == [True]
 
 
 @ON_THE_STAND_IN
