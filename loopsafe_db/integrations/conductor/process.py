@@ -171,7 +171,7 @@ class WorkerProcess:
         """Take over what the SDK leaves to chance: output, SIGTERM, the parent's death."""
         redirect_output(self._terms.folder, self._job_type)
         Finalize(
-            self, self._report, kwargs={"ended": True}, exitpriority=0
+            self, self.report, kwargs={"ended": True}, exitpriority=0
         )  # atexit is for spawned children only
         signal.signal(signal.SIGTERM, self._on_sigterm)
         threading.Thread(target=self._watch, name="loopsafe-worker-watch", daemon=True).start()
@@ -257,7 +257,7 @@ class WorkerProcess:
                 self._give_up()
             if time.monotonic() > reported + _REPORT_SECONDS:
                 reported = time.monotonic()
-                self._report(ended=False)
+                self.report(ended=False)
 
     def _leave_with_the_parent(self) -> None:
         if self._asked_at is None:
@@ -271,7 +271,7 @@ class WorkerProcess:
         for task_id, job in list(self._jobs.items()):
             if job.task is None or not job.task.done():
                 self._hand_back(task_id, job.workflow_id)
-        self._report(ended=True)
+        self.report(ended=True)
         with suppress(ValueError, OSError):
             sys.stdout.flush()
         os._exit(0)
@@ -296,7 +296,8 @@ class WorkerProcess:
                 "job %s of workflow %s is given back: this worker ends", task_id, workflow_id
             )
 
-    def _report(self, *, ended: bool) -> None:
+    def report(self, *, ended: bool) -> None:
+        """Write how this process is; nothing more once it has `ended`."""
         with self._reporting:
             if self._has_ended:
                 return  # the thread that watches goes on for as long as the interpreter takes to end

@@ -27,6 +27,7 @@ from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.integrations.conductor import read_logs, read_reports
 from loopsafe_db.integrations.conductor.process import FleetTerms, WorkerProcess
+from loopsafe_db.integrations.reports import ProcessReport
 from tests.docs.test_docs import ROOT
 from tests.integrations.pages import code_of
 from tests.workers.conductor.conftest import REAL_MARKS
@@ -222,28 +223,27 @@ def test_workers_end_with_code_0_though_the_fleet_asks_again(
     assert program.process.communicate()[0].splitlines()[-1] == "[0, 0]"
 
 
-def test_a_report_that_was_under_way_does_not_replace_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_report_replaces_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terms = FleetTerms(os.getpid(), Configuration(), "v7", 1.0, tmp_path)
     process = WorkerProcess(terms, "v7", "in_thread")
-    looking, go_on, look = threading.Event(), threading.Event(), process._in_flight
+    looking, go_on, look = threading.Event(), threading.Event(), ProcessReport.of_this_process
 
-    def look_slowly() -> dict[str, Any]:
-        if not looking.is_set():
+    def look_slowly(*of: Any, ended: bool) -> ProcessReport:
+        if not ended:
             looking.set()
             go_on.wait(PATIENCE)
-        return look()
+        return look(*of, ended=ended)
 
-    monkeypatch.setattr(process, "_in_flight", look_slowly)
+    monkeypatch.setattr(ProcessReport, "of_this_process", look_slowly)
     with ThreadPoolExecutor() as threads:
-        usual = threads.submit(process._report, ended=False)
+        usual = threads.submit(process.report, ended=False)
         looking.wait(PATIENCE)
-        last = threads.submit(process._report, ended=True)
+        last = threads.submit(process.report, ended=True)
         wait([last], timeout=0.2)
         go_on.set()
-        usual.result(), last.result()
-        process._report(ended=False)
+        usual.result()
+        last.result()
+    process.report(ended=False)
 
     assert [report.ended for report in read_reports(tmp_path)] == [True]
 
