@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from fastapi import Depends
 from fastapi.testclient import TestClient
 
 from loopsafe_db import Database, PoolLimits, configure
+from loopsafe_db.errors import InvalidSettingError, MissingURLError
 from tests.integrations.pages import code_of, module_of
 
 if TYPE_CHECKING:
@@ -81,6 +83,22 @@ def test_each_loop_after_the_other_serves_on_the_warm_connection(page: Any, db: 
     assert [asyncio.run(add(n)) for n in range(5)] == [1, 2, 3, 4, 5]
     if os.environ.get("LOOPSAFE_DB_SCOPE") != "loop":
         assert db.stats().opened == opened
+
+
+def test_no_client_chooses_the_database(page: Any) -> None:
+    page.app.get("/wrong", dependencies=[Depends(page.get_database)])(lambda: "asked")
+
+    async def main() -> None:
+        async with in_process(page) as client:
+            answer = await client.get("/meetings/1/people", params={"name": "reports"})
+            assert (answer.status_code, answer.json()) == (200, [])
+            with pytest.raises(MissingURLError, match=r"there is .*'default'"):
+                await client.get("/wrong", params={"name": "reports"})
+            with pytest.raises(InvalidSettingError) as caught:
+                await client.get("/wrong", params={"name": "someone:secret@elsewhere"})
+        assert "secret" not in str(caught.value)
+
+    asyncio.run(main())
 
 
 def test_a_failing_endpoint_undoes_text_and_session(page: Any, db: Database) -> None:
