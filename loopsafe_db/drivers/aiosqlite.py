@@ -88,7 +88,9 @@ _GRACE = 0.2  # seconds for a statement that was cancelled to end by itself, whe
 
 
 _FileId = tuple[int, int]  # device and inode
-_open: weakref.WeakSet[_SqliteConnection] = weakref.WeakSet()  # those of parent processes, too
+_open: weakref.WeakValueDictionary[int, _SqliteConnection] = (
+    weakref.WeakValueDictionary()
+)  # by its id; those of parent processes, too
 
 
 class FileError(ConnectError):
@@ -194,14 +196,14 @@ class _SqliteConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
         self.pid = os.getpid()
-        _open.add(self)
+        _open[id(self)] = self
 
     def close(self) -> None:
         # SQLite closes when the last cursor is gone: its locks go now, and the last one takes the -wal along.
         with suppress(sqlite3.Error):
             self.close_cursors()
         super().close()
-        _open.discard(self)
+        _open.pop(id(self), None)
 
     def cursor(self, *args: Any) -> Any:
         if self.has_begun and not self.in_transaction:
@@ -303,7 +305,7 @@ class GuardedConnection(aiosqlite.Connection):
             and (one.file, one.pid) == (mine.file, mine.pid)
             and one.has_begun
             and one.in_transaction
-            for one in list(_open)
+            for one in _open_now()
         )
 
     async def begin_transaction(self, sql: str) -> None:
@@ -837,8 +839,13 @@ def _check_forked(database: str, target: str) -> None:
         ForkedFileError: There is such a connection.
     """
     pid, file = os.getpid(), _file_of(database)
-    if file is not None and any(one.file == file and one.pid != pid for one in list(_open)):
+    if file is not None and any(one.file == file and one.pid != pid for one in _open_now()):
         raise ForkedFileError(target, "the file was in use when this process was forked")
+
+
+def _open_now() -> list[_SqliteConnection]:
+    """Give the open ones: as other threads open and drop some, these cannot be gone through one by one."""
+    return [one for ref in _open.valuerefs() if (one := ref()) is not None]
 
 
 def _stop_marker() -> object:

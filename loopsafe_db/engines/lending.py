@@ -31,6 +31,16 @@ TAKE_TIMEOUT = 1.0  # seconds for whoever has the lock, which is held for micros
 SWEEP_EVERY = 1.1  # seconds from one look for lost connections to the next, while somebody waits
 LOST_TIMEOUT = 1.0  # seconds after which a place that is nowhere to be found is free again
 LoopRef = Callable[[], asyncio.AbstractEventLoop | None]  # a weak reference
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def items_of(shared: dict[K, V]) -> list[tuple[K, V]]:
+    """Give what is in a dict that others change meanwhile.
+
+    CPython 3.11 may collect garbage between two pairs that `dict.items` makes, and finalizers, or other threads, run.
+    """
+    return [(key, value) for key in list(shared) if (value := shared.get(key)) is not None]
 
 
 class Entry(Protocol):
@@ -396,7 +406,7 @@ class Lending(Generic[E]):
         given = set(self._served.values())
         lost = [
             (entry, ref)
-            for entry, ref in list(self.held.items())
+            for entry, ref in items_of(self.held)
             if entry not in given and (is_gone(ref()) or entry.is_forgotten)
         ]
         return [entry for entry, ref in lost if self._claim(entry, ref)]
@@ -557,7 +567,7 @@ class Lending(Generic[E]):
             if waiter.is_lost(now) and (item := self._served.pop(waiter, None)) is not None:
                 self._take_back(item)
                 self._to_wake.append(waiter)
-        for key, line in list(self._lines.items()):
+        for key, line in items_of(self._lines):
             if is_gone(line.loop_ref()):
                 self._forget(key, line)
 

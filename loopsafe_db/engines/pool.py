@@ -34,7 +34,7 @@ from loopsafe_db.engines.connecting import Outage
 from loopsafe_db.engines.entry import NOT_USED, PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
 from loopsafe_db.engines.holders import leave_out
-from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone
+from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone, items_of
 from loopsafe_db.engines.logs import loggers
 from loopsafe_db.engines.observed import ObservedDriver, observe_engine
 from loopsafe_db.engines.observing import Observer, no_listeners
@@ -729,7 +729,7 @@ class ConnectionPool:
     def _loop_ended(self) -> None:
         """End what a closed loop had lent, and what cannot go elsewhere."""
         forgotten = [self._end_forgotten(entry) for entry in self.lending.take_lost()]
-        self._ending = {ref for ref in self._ending if not is_gone(ref())}
+        self._ending.difference_update([ref for ref in list(self._ending) if is_gone(ref())])
         self.lending.look_again()
         if not self.scope.movable:
             self._end_idle(lambda entry: entry.home is None)
@@ -758,7 +758,7 @@ class ConnectionPool:
         """Note which tasks of the running loop have not been woken up, and whose have not been for long."""
         loop, now = asyncio._get_running_loop(), time.monotonic()  # noqa: SLF001
         before, self._stuck = self._stuck, {}
-        for entry, ref in list(self.lending.held.items()):
+        for entry, ref in items_of(self.lending.held):
             if loop is not None and ref() is loop and (future := stuck_on(entry.task)) is not None:
                 known, since = before.get(entry, (None, now))
                 self._stuck[entry] = future, since if known is future else now

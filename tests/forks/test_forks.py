@@ -21,6 +21,7 @@ import uvloop
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import loading, session
 
 from loopsafe_db import Database, register_driver
 from loopsafe_db.drivers.aiosqlite import AiosqliteDriver
@@ -441,6 +442,30 @@ def test_a_fork_waits_for_the_step_in_which_another_thread_opens_a_connection(
     database = Database(f"sqlite+locking:///{tmp_path}/test.db")
 
     assert step.is_whole_in_a_child(lambda: asyncio.run(token(database, "x")))
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.1, 3.0], ids=["for a moment", "for longer than a fork waits"]
+)
+@pytest.mark.parametrize("counter", [session._new_sessionid, loading._new_runid])  # noqa: SLF001
+def test_what_sqlalchemy_counts_under_a_lock_can_be_counted_in_a_child(
+    counter: Callable[[], int], seconds: float, tmp_path: Path
+) -> None:
+    """A lock that another thread has at the fork would be locked in the child for ever."""
+    closure: Any = counter.__closure__
+    (lock,) = (cell.cell_contents for cell in closure if hasattr(cell.cell_contents, "acquire"))
+    assert Database(f"sqlite:///{tmp_path}/test.db").engine is not None  # forks wait from now on
+    lock.acquire()
+    other = threading.Timer(seconds, lock.release)
+    other.start()
+
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        os._exit(counter() <= 0)
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert counter() > 0
 
 
 class Heard:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import random
+import sys
 import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -13,12 +15,14 @@ import pytest
 import uvloop
 
 from loopsafe_db import Database, PoolLimits, Timeouts
+from loopsafe_db.engines.lending import items_of
 from loopsafe_db.errors import AcquireTimeout, InvalidSettingError, TooManyRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 PATIENCE = 20.0  # seconds: who is not served at all fails
+SEVERAL = 5000  # more pairs than CPython keeps for use again
 
 
 @pytest.fixture
@@ -116,6 +120,32 @@ def test_what_a_loop_was_given_just_before_it_stopped_goes_to_others(
     loop.close()
     assert served == ["other", "stopped"]
     assert (database.stats().in_use, database.stats().waiting) == (0, 0)
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="the collector runs between steps of Python"
+)
+def test_what_is_lent_can_be_listed_though_the_collector_runs_finalizers_meanwhile() -> None:
+    shared = {number: str(number) for number in range(SEVERAL)}
+    before = gc.get_threshold()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            shared[len(shared)] = "more"
+            if gc.get_threshold() != before:
+                Garbage()
+
+    Garbage()
+    gc.set_threshold(5)
+    try:
+        found = items_of(shared)
+    finally:
+        gc.set_threshold(*before)
+    assert found[:SEVERAL] == [(number, str(number)) for number in range(SEVERAL)]
+    assert len(shared) > SEVERAL
 
 
 async def test_what_a_caller_was_given_before_it_was_cancelled_goes_to_the_next(

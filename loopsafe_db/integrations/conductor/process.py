@@ -196,7 +196,7 @@ class WorkerProcess:
         """Note that a job is done."""
         if task_id in self._jobs:
             self._jobs[task_id].done = True
-        for other, delivery in list(self._jobs.items()):
+        for other, delivery in self._jobs.copy().items():
             if other != task_id and not delivery.is_in_the_way:
                 self._jobs.pop(other, None)
 
@@ -241,7 +241,7 @@ class WorkerProcess:
         return max(polls, default=None)
 
     def _in_flight(self) -> dict[str, _Delivery]:
-        return {id: job for id, job in list(self._jobs.items()) if job.is_in_the_way}
+        return {id: job for id, job in self._jobs.copy().items() if job.is_in_the_way}
 
     def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
         if self._asked_at is None:
@@ -268,7 +268,7 @@ class WorkerProcess:
 
     def _give_up(self) -> None:
         """End without the jobs that are still here. Those of a thread may be reported already: that changes nothing."""
-        for task_id, job in list(self._jobs.items()):
+        for task_id, job in self._jobs.copy().items():
             if job.task is None or not job.task.done():
                 self._hand_back(task_id, job.workflow_id)
         self.report(ended=True)
