@@ -7,17 +7,118 @@ import inspect
 import socket
 import weakref
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopsafe_db._runtime.background import BackgroundLoop, LoopProxy
+from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.forks import SocketId, is_readable
-from loopsafe_db.drivers.base import Owner
+from loopsafe_db.drivers.base import Owner, ProcessOwner
 from loopsafe_db.drivers.handed_out import refuse
+from loopsafe_db.errors import TransactionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from sqlalchemy.engine import Dialect
+
+
+T = TypeVar("T")
+_SHORT = 0.05  # seconds in which most statements end by themselves
+
+
+class ConnectionLoop(BackgroundLoop):
+    """The loop of one connection of a MySQL driver, which so serves any other loop."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__()
+        self._connect = connect
+        self._plain: Any = None
+        self._is_given_up = False
+
+    async def open(self) -> LoopProxy:
+        """Open the connection."""
+        try:
+            return LoopProxy(self, await self.run(self._open()))
+        except BaseException:
+            self.loop.call_soon_threadsafe(self._give_up)
+            raise
+
+    # What follows runs in this loop.
+
+    async def _open(self) -> Any:
+        try:
+            self._plain = await self._connect()
+        except BaseException:
+            self.loop.stop()
+            raise
+        if self._is_given_up:
+            self._give_up()
+        return self._plain
+
+    def _give_up(self) -> None:
+        """Close what is being opened once it is open: where they are cancelled, drivers leave the socket open."""
+        self._is_given_up = True
+        if self._plain is not None:
+            self._plain.close()
+            self.loop.stop()
+        else:
+            self.loop.call_later(ENDING_TIMEOUT, self.loop.stop)
+
+    # What follows runs in any other.
+
+    async def run(self, awaitable: Awaitable[T]) -> T:
+        """Await something of the connection, once what was interrupted before is over.
+
+        Raises:
+            ConnectionError: It has come to no end, or the connection was ended.
+        """
+        try:
+            await self.settle()
+        except BaseException:
+            if isinstance(awaitable, Coroutine):
+                awaitable.close()
+            raise
+        return await super().run(awaitable)
+
+    async def settle(self) -> None:
+        """Wait until what was interrupted is over: soon the server is asked to stop it.
+
+        Raises:
+            ConnectionError: It has come to no end; the connection is ended.
+        """
+        if not self.is_busy:
+            return
+        try:
+            async with asyncio.timeout(ENDING_TIMEOUT):
+                await self._stop_statement()
+        except TimeoutError:
+            self.stop()
+            raise ConnectionError("an interrupted statement has come to no end") from None
+
+    async def _stop_statement(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SHORT):
+                await self.rest()
+        if self.is_busy:
+            await self.run_beside(self._kill_query(self._plain.thread_id()))
+            # Had the statement ended before, this is what is stopped.
+            with suppress(Exception):
+                await super().run(_tell(self._plain, "DO 0"))
+
+    async def _kill_query(self, thread_id: int) -> None:
+        other = await self._connect()
+        try:
+            with suppress(Exception):  # it has ended
+                await _tell(other, f"KILL QUERY {thread_id}")
+        finally:
+            other.close()
+
+
+async def _tell(plain: Any, sql: str) -> None:
+    async with plain.cursor() as cursor:
+        await cursor.execute(sql)
 
 
 class StreamCursor:
@@ -29,46 +130,70 @@ class StreamCursor:
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
         self._rest: deque[Any] | None = None
-        self._reading = False
+        self._reading = self._is_cut = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
 
+    @property
+    def is_read_from(self) -> bool:
+        """Whether rows may still come."""
+        return self._reading or self._is_cut
+
     def execute(self, *args: Any) -> Any:
         """Send a statement; its rows are read when they are asked for."""
-        result = self._cursor.execute(*args)
+        result = self._ask(self._cursor.execute, *args)
         self._reading = True
         return result
 
     def step_aside(self) -> None:
         """Read what is left, so that the connection is free."""
-        if self._reading:
+        if self._is_cut:
+            self.close()
+        elif self._reading:
             self._reading = False
-            self._rest = deque(self._cursor.fetchall())
+            self._rest = deque(self._ask(self._cursor.fetchall))
 
     def fetchone(self) -> Any:
         """Give the next row, or None."""
         if self._rest is None:
-            return self._cursor.fetchone()
+            return self._ask(self._cursor.fetchone)
         return self._rest.popleft() if self._rest else None
 
     def fetchmany(self, size: int | None = None) -> Sequence[Any]:
         """Give the next rows."""
         if self._rest is None:
-            return self._cursor.fetchmany(size)  # type: ignore[no-any-return]
+            return self._ask(self._cursor.fetchmany, size)  # type: ignore[no-any-return]
         count = self._cursor.arraysize if size is None else size
         return [self._rest.popleft() for _ in range(min(count, len(self._rest)))]
 
     def fetchall(self) -> Sequence[Any]:
         """Give all rows that are left."""
         if self._rest is None:
-            return self._cursor.fetchall()  # type: ignore[no-any-return]
+            return self._ask(self._cursor.fetchall)  # type: ignore[no-any-return]
         return self.fetchmany(len(self._rest))
 
     def close(self) -> None:
         """Read what is left, for nobody."""
         self._reading = False
         self._cursor.close()
+
+    def _ask(self, ask: Callable[..., Any], *args: Any) -> Any:
+        """Ask for rows. Those of an interrupted question are lost, so there is none after it.
+
+        Raises:
+            TransactionError: There was one.
+        """
+        if self._is_cut:
+            raise TransactionError("reading the rows was interrupted before")
+        self._is_cut = True
+        try:
+            result = ask(*args)
+        except Exception:
+            self._is_cut = False
+            raise
+        self._is_cut = False
+        return result
 
 
 class GuardedConnection:
@@ -86,6 +211,7 @@ class GuardedConnection:
         ended: Whether it was closed by us.
         is_in_memory: Whether what it holds ends with it.
         answer: The error that the last operation of ours has ended with, if the server has answered by it.
+        background: The loop that it is in, where that is its own.
     """
 
     dialect: Dialect
@@ -97,17 +223,22 @@ class GuardedConnection:
     ended: bool
     is_in_memory: bool
     answer: BaseException | None
+    background: ConnectionLoop | None
 
     def __init__(self, adapted: Any) -> None:
         self.adapted = adapted
-        self.guarded_owner = Owner()
         self.dirty = self.in_transaction = self.interrupted = self.ended = False
         self.is_in_memory = self.has_lost = False
         self.isolation_before: Any = None
         self.answer = None
         self._stream: StreamCursor | None = None
-        self._home = weakref.ref(asyncio.get_running_loop())
-        self._plain = getattr(adapted, "driver_connection", adapted)
+        plain = getattr(adapted, "driver_connection", adapted)
+        is_away = isinstance(plain, LoopProxy)
+        self._plain = plain.target if is_away else plain
+        self.background = plain.background if is_away else None
+        self.guarded_owner = ProcessOwner() if is_away else Owner()
+        loop = asyncio.get_running_loop() if self.background is None else self.background.loop
+        self._home = weakref.ref(loop)
         self._keeps_status = type(self._plain).__module__.startswith("asyncmy")
         self._transport = _transport_of(self._plain)
         self._socket = _socket_of(self._transport)
@@ -172,7 +303,7 @@ class GuardedConnection:
             self.adapted.close()
         finally:
             if self._transport is not None:
-                self._abort()
+                self.end()
 
     def terminate(self) -> None:
         """Close at once."""
@@ -195,6 +326,26 @@ class GuardedConnection:
                 loop.call_soon_threadsafe(self._abort)
         else:
             self._abort()
+        if self.background is not None:
+            self.background.stop()
+
+    async def settle(self) -> None:
+        """Have what was interrupted come to its end, or end the connection: its next answer may be to that."""
+        if not self.is_busy:
+            return
+        if self.background is None:
+            self.end()
+            return
+        try:
+            await self.background.settle()
+        except ConnectionError:
+            self.end()
+        self.interrupted = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation was interrupted, or goes on in the background."""
+        return self.interrupted or (self.background is not None and self.background.is_busy)
 
     def lent(self) -> None:
         """Note that what SQLAlchemy has said on a new connection, as ``SET NAMES``, has begun nothing."""
@@ -227,12 +378,17 @@ class GuardedConnection:
         """Whether it is closed, or the server has closed it while it was idle; without a round trip."""
         if self.ended or (self._transport is not None and self._transport.is_closing()):
             return True
+        if self.background is not None and self.background.loop.is_closed():
+            return True
         # A server that was not asked has nothing to say but farewell.
-        return self._socket is not None and not self.dirty and is_readable(self._socket.fd)
+        asked = self.dirty or (self._stream is not None and self._stream.is_read_from)
+        return self._socket is not None and not asked and is_readable(self._socket.fd)
 
     @property
     def is_at_home(self) -> bool:
-        """Whether the loop that opened it is the one that runs."""
+        """Whether it can be used: in the loop that runs, or in the background."""
+        if self.background is not None:
+            return self.guarded_owner.is_here and not self.background.loop.is_closed()
         return self._home() is asyncio._get_running_loop()  # noqa: SLF001
 
     @property
@@ -263,8 +419,7 @@ class GuardedConnection:
 
     def _tell(self) -> None:
         """Tell the driver, or its finalizer would complain."""
-        driver = getattr(self.adapted, "driver_connection", None)
-        close = getattr(driver, "close", None)
+        close = getattr(self._plain, "close", None)
         if close is not None and not inspect.iscoroutinefunction(close):
             with suppress(Exception):
                 close()
@@ -292,7 +447,7 @@ class TakenBack(GuardedConnection):
 _OWN = {
     *("adapted", "dialect", "guarded_owner", "dirty", "in_transaction", "interrupted", "ended"),
     *("isolation_before", "is_in_memory", "answer", "_stream", "_home", "_transport", "_socket"),
-    *("has_lost", "_keeps_status", "_plain"),
+    *("has_lost", "_keeps_status", "_plain", "background"),
 }
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # of MySQL's status flags, which come with each answer
 

@@ -46,6 +46,7 @@ class DriverTraits:
         name: As in the URL, ``postgresql+NAME``.
         dialect: SQLAlchemy's dialect and driver, ``postgresql+asyncpg``.
         loop_bound: Whether a connection works only in the loop that opened it.
+        unbound: Gives the same driver with connections for any loop, which cost more. Used under ``force_rollback``.
         attaches: Whether an idle connection stays with the loop that used it, until it is detached.
         reset_on_return: Whether SQLAlchemy's rollback at release costs nothing, and so may stay on.
         autocommit: Whether a connection commits what is done outside a transaction by itself. Where it does not,
@@ -81,6 +82,7 @@ class DriverTraits:
     lent: Callable[[Any], None] = _nothing
     rested: Callable[[Any], None] = _nothing
     failure: Callable[[BaseException], type[DriverError] | None] = by_sqlstate
+    unbound: Callable[[], Driver] | None = None
 
 
 class ConnectionState(enum.Enum):

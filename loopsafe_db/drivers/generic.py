@@ -7,6 +7,8 @@ here, at once.
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import itertools
 import re
 from functools import partial
@@ -22,7 +24,12 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db.control import ends_transaction
-from loopsafe_db.drivers.adapted import GuardedConnection, HandedOut, TakenBack
+from loopsafe_db.drivers.adapted import (
+    ConnectionLoop,
+    GuardedConnection,
+    HandedOut,
+    TakenBack,
+)
 from loopsafe_db.drivers.base import (
     ConnectionState,
     ConnectOptions,
@@ -72,6 +79,8 @@ _READ_ONLY = {
 }
 # Python's sqlite3 begins by itself only before an INSERT and its like: a savepoint would be outside of all, and commit.
 _BEGIN = {"sqlite": "BEGIN"}
+# Those whose connections can be proxied, by SQLAlchemy's ``async_creator_fn``
+_CAN_BE_IN_BACKGROUND = ("aiomysql", "asyncmy")
 # What begins a transaction by a text, in capitals; behind a BEGIN of Oracle or SQL Server stands a block.
 _BEGINS = re.compile(
     r"(?:BEGIN(?: (?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE)\b.*)?|START TRANSACTION\b.*)\Z"
@@ -111,9 +120,11 @@ class GenericTransaction:
             await greenlet_spawn(self._end, self._raw.commit)
 
     async def rollback(self) -> None:
-        if self._raw.interrupted:
-            self._raw.end()
-        elif self._savepoint:
+        was_busy = self._raw.is_busy
+        await self._raw.settle()
+        if was_busy and self._raw.ended:
+            return
+        if self._savepoint:
             await greenlet_spawn(self._say, RollbackToSavepointClause)
             await greenlet_spawn(self._say, ReleaseSavepointClause)
         else:
@@ -183,11 +194,12 @@ class GenericCursor:
 class GenericDriver:
     """A driver for one async dialect of SQLAlchemy."""
 
-    def __init__(self, drivername: str) -> None:
+    def __init__(self, drivername: str, *, in_background: bool = False) -> None:
         """Load the dialect.
 
         Args:
             drivername: As in the URL, ``mysql+aiomysql``.
+            in_background: Whether each connection is in a loop and thread of its own, and so serves any loop.
 
         Raises:
             NoSuchModuleError: SQLAlchemy has no such dialect.
@@ -199,14 +211,18 @@ class GenericDriver:
         if not kind.is_async:
             raise SyncDialectError(drivername)
         self._dialect = kind(dbapi=kind.import_dbapi())
+        self._in_background = in_background
+        can_move = kind.driver in _CAN_BE_IN_BACKGROUND and not in_background
         self.traits: DriverTraits = DriverTraits(
             kind.driver,
             drivername,
-            loop_bound=True,
+            loop_bound=not in_background,
             attaches=False,
             reset_on_return=True,  # `GuardedConnection` sends it only where something was sent
             autocommit=False,
             adapted=True,
+            settles=in_background,
+            unbound=partial(_in_background, drivername) if can_move else None,
             lent=GuardedConnection.lent,
             has_ended=_has_lost,
             ends_transaction=_is_deadlock,
@@ -245,7 +261,12 @@ class GenericDriver:
     ) -> Awaitable[Any]:
         # No coroutine: the variables of one that fails are shown, and these have the password.
         args, keywords = self._connect_arguments(url.set(password=password))
-        return greenlet_spawn(self._dialect.connect, *args, **{**keywords, **connect_args})
+        keywords = {**keywords, **connect_args}
+        if self._in_background:
+            module = importlib.import_module(self._dialect.driver)
+            connect = keywords.get("async_creator_fn", module.connect)
+            keywords["async_creator_fn"] = partial(_open_in_background, connect)
+        return greenlet_spawn(self._dialect.connect, *args, **keywords)
 
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
@@ -293,7 +314,7 @@ class GenericDriver:
         return found
 
     def state(self, raw: GuardedConnection) -> ConnectionState:
-        if raw.interrupted:
+        if raw.is_busy:
             return ConnectionState.BUSY
         in_transaction = raw.in_transaction or raw.dirty
         return ConnectionState.IN_TRANSACTION if in_transaction else ConnectionState.IDLE
@@ -313,8 +334,7 @@ class GenericDriver:
         """Do nothing: it stays where it is."""
 
     async def settle(self, raw: GuardedConnection) -> None:
-        if raw.interrupted:
-            raw.end()  # what it says next may be the answer to the question before
+        await raw.settle()
 
     async def reset(self, raw: GuardedConnection) -> None:
         await greenlet_spawn(raw.undo)
@@ -375,6 +395,18 @@ class GenericDriver:
                 raise
             raw.answer = original
             raise original from None
+
+
+@functools.cache
+def _in_background(drivername: str) -> GenericDriver:
+    return GenericDriver(drivername, in_background=True)
+
+
+def _open_in_background(
+    connect: Callable[..., Awaitable[Any]], *args: Any, **keywords: Any
+) -> Awaitable[Any]:
+    # No coroutine, as above.
+    return ConnectionLoop(lambda: connect(*args, **keywords)).open()
 
 
 def _has_lost(raw: GuardedConnection) -> bool:

@@ -156,6 +156,8 @@ def connect_options(options: DatabaseOptions) -> tuple[Driver, ConnectOptions]:
     """
     refuse_control_characters(options)
     driver = find_driver(options.url.drivername)
+    if options.force_rollback and driver.traits.unbound is not None:
+        driver = driver.traits.unbound()
     find_scope(options.scope, driver.traits)
     target, timeout = describe_target(options.url), connect_timeout(options)
     return driver, ConnectOptions(driver.arguments(options), target, timeout, Plans())

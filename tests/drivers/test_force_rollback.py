@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database
+from loopsafe_db import Connection, Database
 from loopsafe_db.errors import StatementTimeout, TransactionError
 from tests.conftest import anyio_timeout
 
@@ -27,13 +27,13 @@ things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_k
 
 
 @pytest.fixture
-async def undone(database: Database) -> AsyncIterator[Database]:
+async def undone(any_database: Database) -> AsyncIterator[Database]:
     """A handle whose work is undone; afterwards nothing of it is there."""
-    await database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
-    undone = Database(database.url, force_rollback=True)
+    await any_database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    undone = Database(any_database.url, force_rollback=True)
     yield undone
     await undone.disconnect()
-    assert await database.fetch_val(COUNT) == 0
+    assert await any_database.fetch_val(COUNT) == 0
 
 
 def in_thread(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -82,13 +82,13 @@ async def test_the_work_of_one_loop_after_another_is_kept(undone: Database) -> N
 async def test_what_fails_is_undone_alone(undone: Database) -> None:
     await undone.execute(INSERT, {"id": 1})
     for query in (INSERT, things.insert()):
-        with pytest.raises(Exception, match=r"(?i)unique"):
+        with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
             await undone.execute(query, {"id": 1})
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with undone.transaction():
             await undone.execute(INSERT, {"id": 2})
             raise ZeroDivisionError
-    with pytest.raises(Exception, match=r"(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
         await undone.execute_many(INSERT, [{"id": 3}, {"id": 1}])
     assert await undone.fetch_val(COUNT) == 1
 
@@ -100,7 +100,7 @@ async def test_what_fails_before_all_else_leaves_a_transaction_to_the_next(
         with pytest.raises(Exception, match="nothing"):
             await undone.fetch_val(query)
     await undone.execute(INSERT, {"id": 1})
-    with pytest.raises(Exception, match=r"(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
         await undone.execute(INSERT, {"id": 1})
     assert await undone.fetch_val(COUNT) == 1
 
@@ -131,10 +131,10 @@ async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strang
     assert order == ["child", "around", "stranger"]
 
 
-SLOW = (
-    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 90000000) "
-    "SELECT count(*) FROM n"
-)
+# MariaDB ends a recursion after 1,000 steps, and says so in a warning only.
+TO_100 = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100) "
+SLOW = TO_100 + "SELECT count(*) FROM n a, n b, n c, n d, n e"
+MANY = TO_100 + "SELECT (a.x - 1) * 100 + b.x FROM n a, n b WHERE a.x <= 20 ORDER BY 1"
 
 
 @pytest.mark.parametrize("query", [SLOW, sa.text(SLOW)], ids=["text", "clause"])
@@ -299,7 +299,7 @@ async def test_sessions_and_engines_take_part(undone: Database) -> None:
         assert await undone.fetch_val(COUNT) == 1
         async with undone.transaction():
             await session.execute(things.insert().values(id=2))
-        with pytest.raises(Exception, match=r"(?i)unique"):
+        with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
             async with session.begin_nested():
                 await session.execute(things.insert().values(id=2))
     async with undone.session() as session:
@@ -335,11 +335,6 @@ async def test_sessions_of_tasks_and_threads_take_turns_and_end_in_any_order(
     threads = (asyncio.to_thread(asyncio.run, write(first)) for first in range(0, 40, 10))
     await asyncio.gather(*threads, write(100), write(110))
     assert await undone.fetch_val(COUNT) == 12
-
-
-MANY = (
-    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000) SELECT x FROM n"
-)
 
 
 async def beside(work: Coroutine[Any, Any, Any]) -> Any:
@@ -429,26 +424,35 @@ async def test_who_is_cancelled_as_its_statement_fails_takes_nothing_with_it(
         assert await undone.fetch_val(COUNT) == 1
 
 
-async def test_the_one_connection_does_not_expire(database: Database) -> None:
-    with database.force_rollback():
-        await database.execute("CREATE TABLE kept (id int)")
-        database.expire_connections()
-        assert await database.fetch_all("SELECT id FROM kept") == []
-        await database.disconnect()
+async def test_the_one_connection_does_not_expire(any_database: Database) -> None:
+    await any_database.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    with any_database.force_rollback():
+        await any_database.execute(INSERT, {"id": 1})
+        any_database.expire_connections()
+        assert await any_database.fetch_val(COUNT) == 1
+        await any_database.disconnect()
 
 
 async def test_the_drivers_own_connection_may_be_used_between_what_others_do(
-    database: Database,
+    any_database: Database,
 ) -> None:
-    await database.execute("CREATE TABLE things (n int)")
-    with database.force_rollback():
-        await database.execute("INSERT INTO things VALUES (1)")
-        async with database.connection() as connection:
-            await connection.raw_connection.execute("INSERT INTO things VALUES (2)")
-            assert await database.fetch_val("SELECT count(*) FROM things") == 2
-        async with database.transaction(), database.connection() as connection:
-            await connection.raw_connection.execute("INSERT INTO things VALUES (3)")
-        async with database.session() as session:
+    async def insert(connection: Connection, number: int) -> None:
+        query = f"INSERT INTO things VALUES ({number})"
+        if any_database.url.get_backend_name() != "mysql":
+            await connection.raw_connection.execute(query)
+            return
+        async with connection.raw_connection.driver_connection.cursor() as cursor:
+            await cursor.execute(query)
+
+    await any_database.execute("CREATE TABLE things (n int)")
+    with any_database.force_rollback():
+        await any_database.execute("INSERT INTO things VALUES (1)")
+        async with any_database.connection() as connection:
+            await insert(connection, 2)
+            assert await any_database.fetch_val("SELECT count(*) FROM things") == 2
+        async with any_database.transaction(), any_database.connection() as connection:
+            await insert(connection, 3)
+        async with any_database.session() as session:
             assert await session.scalar(sa.text("SELECT count(*) FROM things")) == 3
-        await database.disconnect()
-    assert await database.fetch_val("SELECT count(*) FROM things") == 0
+        await any_database.disconnect()
+    assert await any_database.fetch_val("SELECT count(*) FROM things") == 0
