@@ -20,7 +20,7 @@ from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.control import BLOCK, refuse_end
 from loopsafe_db.drivers.base import TransactionOptions
-from loopsafe_db.drivers.session_state import Touched
+from loopsafe_db.drivers.session_state import Touched, touched_by_sql
 from loopsafe_db.engines.clauses import batches, keyed, with_values
 from loopsafe_db.engines.failing import named, tell
 from loopsafe_db.engines.holders import caller, describe
@@ -796,6 +796,7 @@ class Connection:
         """Begin to copy out, inside a transaction, in a turn."""
         self._check()
         self._pool.note(query)
+        self._touch(touched_by_sql(query, self._driver.traits.dialect))
         return await self._copying("copy_from_query").copy_out(self._raw, query, options)  # type: ignore[no-any-return]
 
     async def open_cursor(self, query: Query, values: Mapping[str, Any] | None) -> DriverCursor:

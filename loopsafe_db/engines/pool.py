@@ -28,6 +28,7 @@ from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state
 from loopsafe_db._runtime.tasks import may_be_left, stuck_on
 from loopsafe_db._runtime.transport import nowhere
+from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.connecting import Outage
@@ -48,6 +49,7 @@ from loopsafe_db.errors import (
     ForeignLoopError,
     InvalidSettingError,
     TooManyRequests,
+    TransactionError,
 )
 
 if TYPE_CHECKING:
@@ -458,6 +460,7 @@ class ConnectionPool:
         """Have ``init`` do what each new session needs."""
         if self.options.init is not None:
             await self.options.init(user_side(self.driver, raw))
+            self._refuse_transaction(raw, "init")
 
     @property
     def initialises(self) -> bool:
@@ -475,9 +478,23 @@ class ConnectionPool:
         assert self.options.setup is not None
         try:
             await self.options.setup(user_side(self.driver, entry.hand_out()))
+            self._refuse_transaction(entry.raw, "setup")
         except BaseException:
             entry.terminate()
             raise
+
+    def _refuse_transaction(self, raw: Any, hook: str) -> None:
+        """Refuse a connection that a hook has left in a transaction of its own.
+
+        Raises:
+            TransactionError: What its user does would be undone with that.
+        """
+        state = self.driver.state(raw)
+        # Without autocommit, each statement begins one.
+        if self.driver.traits.autocommit and state is ConnectionState.IN_TRANSACTION:
+            raise TransactionError(
+                f"{hook}= has left a transaction open, and what is done next would be undone with it; end it there"
+            )
 
     async def answers(self, entry: PoolEntry) -> bool:
         """Tell whether a connection works, by a query."""

@@ -128,6 +128,28 @@ async def test_who_leaves_a_copy_early_gives_its_connection_back(db: Database) -
     assert db.stats().in_use == 0
 
 
+@pytest.mark.parametrize(
+    ("query", "look"),
+    [
+        (
+            "SELECT set_config('its.tenant', 'A', false)",
+            "SELECT current_setting('its.tenant', true)",
+        ),
+        (
+            "SELECT pg_advisory_lock(7)",
+            "SELECT 'locked' FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        ),
+    ],
+)
+async def test_what_a_query_that_is_copied_sets_does_not_reach_the_next_user(
+    db: Database, query: str, look: str
+) -> None:
+    async with Database(db.url, max_size=1) as alone:
+        async for _ in alone.copy_from_query(query):
+            pass
+        assert not await alone.fetch_val(look)
+
+
 async def test_in_a_transaction_the_rest_of_a_copy_is_read_before_anything_else_is_done(
     db: Database,
 ) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 
 from loopsafe_db import Database
 from loopsafe_db.drivers.session_state import Touched, touched_by_sql
-from loopsafe_db.errors import InvalidSettingError, ReleasedError
+from loopsafe_db.errors import InvalidSettingError, ReleasedError, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -338,6 +338,23 @@ async def test_a_setup_that_fails_costs_the_connection_and_tells_the_caller(
             await mine.fetch_val("SELECT 1")
         assert mine.stats().in_use == mine.stats().idle == 0 or mine.stats().terminated == 1
         assert await mine.fetch_val("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("hook", ["setup", "init"])
+async def test_a_hook_that_leaves_a_transaction_open_is_told_and_loses_no_write(
+    database: Database, hook: str
+) -> None:
+    await database.execute("CREATE TABLE written (x int)")
+
+    async def begin(raw: Any) -> None:
+        await raw.execute("BEGIN")
+
+    hooks: Any = {hook: begin}
+    async with closing(alone(database, **hooks)) as mine:
+        with pytest.raises(TransactionError, match=f"{hook}= has left a transaction open"):
+            await mine.execute("INSERT INTO written VALUES (1)")
+        assert mine.stats().in_use == mine.stats().idle == 0
+    assert await database.fetch_val("SELECT count(*) FROM written") == 0
 
 
 async def test_a_reset_of_the_users_is_called_at_each_release(database: Database) -> None:
