@@ -349,9 +349,11 @@ import pytest
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 FOR_EVER = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n"
 
+async def test_first(loopsafe_db):
+    await loopsafe_db.fetch_val("SELECT 1")  # connects, which may take longer than a second
+
 @pytest.mark.timeout(1, func_only=True)
 async def test_stopped(loopsafe_db):
-    await loopsafe_db.fetch_val("SELECT 1")
     await loopsafe_db.fetch_val(FOR_EVER)
 
 async def test_next(loopsafe_db, store, count):
@@ -365,11 +367,11 @@ def test_a_test_that_a_time_out_stops_costs_the_next_ones_nothing(
 ) -> None:
     result = run(STOPPED, "-Wdefault")
 
-    result.assert_outcomes(failed=1, passed=1, warnings=1)
+    result.assert_outcomes(failed=1, passed=2, warnings=1)
     result.stdout.fnmatch_lines(
         [
             "*test_stopped left something behind:",
-            "*a connection was left checked out: * s, */test_a_test_that_*.py:9",
+            "*a connection was left checked out: * s, */test_a_test_that_*.py:11",
         ]
     )
 
