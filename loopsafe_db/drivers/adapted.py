@@ -206,7 +206,9 @@ class GuardedConnection:
         dialect: The engine's, which has asked the server what that can do; set by the pool.
         dirty: Whether something was sent since the last commit or rollback.
         in_transaction: Whether one of our transactions is open.
-        has_lost: Whether a statement has ended it there, as the call of a procedure that commits.
+        has_lost: Whether a statement of ours has ended it there, as the call of a procedure that commits.
+        had_begun: Whether the server had one open after the last operation of ours in it.
+        is_handed_out: Whether its user may send what we do not see.
         interrupted: Whether nobody waited for the end of an operation.
         ended: Whether it was closed by us.
         is_in_memory: Whether what it holds ends with it.
@@ -219,6 +221,8 @@ class GuardedConnection:
     dirty: bool
     in_transaction: bool
     has_lost: bool
+    had_begun: bool
+    is_handed_out: bool
     interrupted: bool
     ended: bool
     is_in_memory: bool
@@ -228,7 +232,7 @@ class GuardedConnection:
     def __init__(self, adapted: Any) -> None:
         self.adapted = adapted
         self.dirty = self.in_transaction = self.interrupted = self.ended = False
-        self.is_in_memory = self.has_lost = False
+        self.is_in_memory = self.has_lost = self.had_begun = self.is_handed_out = False
         self.isolation_before: Any = None
         self.answer = None
         self._stream: StreamCursor | None = None
@@ -289,7 +293,7 @@ class GuardedConnection:
 
     def leave(self) -> None:
         """Note that a transaction is over; put the isolation level back."""
-        self.in_transaction = self.has_lost = False
+        self.in_transaction = self.has_lost = self.had_begun = False
         level, self.isolation_before = self.isolation_before, None
         if level is not None:
             self.dialect.set_isolation_level(self, level)
@@ -362,6 +366,13 @@ class GuardedConnection:
     def server_has_begun(self) -> bool:
         """Whether the server has said, with its last answer, that a transaction is open there; False if it cannot."""
         return bool((self._status or 0) & _IN_TRANSACTION)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the transaction that was begun by us is over there; asyncmy cannot tell what a user has done."""
+        if self.has_lost or not self.is_handed_out or self._keeps_status:
+            return self.has_lost
+        return self.in_transaction and self.had_begun and not self.server_has_begun
 
     def forget_status(self) -> None:
         """Have the next answer say so: asyncmy keeps the status where the next one is 0, which is no transaction."""
@@ -447,7 +458,7 @@ class TakenBack(GuardedConnection):
 _OWN = {
     *("adapted", "dialect", "guarded_owner", "dirty", "in_transaction", "interrupted", "ended"),
     *("isolation_before", "is_in_memory", "answer", "_stream", "_home", "_transport", "_socket"),
-    *("has_lost", "_keeps_status", "_plain", "background"),
+    *("has_lost", "had_begun", "is_handed_out", "_keeps_status", "_plain", "background"),
 }
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2  # of MySQL's status flags, which come with each answer
 

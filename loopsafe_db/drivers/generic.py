@@ -224,7 +224,7 @@ class GenericDriver:
             settles=in_background,
             unbound=partial(_in_background, drivername) if can_move else None,
             lent=GuardedConnection.lent,
-            has_ended=_has_lost,
+            has_ended=_has_ended,
             ends_transaction=_is_deadlock,
             failure=by_mysql_code,
         )
@@ -349,9 +349,11 @@ class GenericDriver:
             await self.close(raw)  # of what it can do, no driver that we know offers a reset
 
     def hand_out(self, raw: GuardedConnection) -> HandedOut:
+        raw.is_handed_out = True
         return twin(raw, HandedOut)
 
     def take_back(self, raw: GuardedConnection, handed_out: HandedOut, taken_at: str) -> None:
+        raw.is_handed_out = False
         part(handed_out, TakenBack, taken_at)
 
     def is_closed(self, raw: GuardedConnection) -> bool:
@@ -409,8 +411,8 @@ def _open_in_background(
     return ConnectionLoop(lambda: connect(*args, **keywords)).open()
 
 
-def _has_lost(raw: GuardedConnection) -> bool:
-    return raw.has_lost
+def _has_ended(raw: GuardedConnection) -> bool:
+    return raw.has_ended
 
 
 def _is_deadlock(error: BaseException) -> bool:
@@ -448,6 +450,7 @@ def _do(raw: GuardedConnection, work: Callable[[], T]) -> T:
             raw.undo()
         raise
     raw.interrupted = False
+    raw.had_begun = raw.in_transaction and raw.server_has_begun
     return result
 
 

@@ -159,17 +159,26 @@ async def test_outside_of_a_block_a_text_may_say_so(handle: Database) -> None:
     assert await numbers(handle) == {1, 2, 3}
 
 
+async def commit_raw(connection: Connection) -> None:
+    raw = connection.raw_connection
+    if not hasattr(raw, "driver_connection"):
+        await raw.execute("COMMIT")
+        return
+    async with raw.driver_connection.cursor() as cursor:
+        await cursor.execute("COMMIT")
+
+
 @pytest.mark.parametrize("how", ["text", "nested", "many", "commit"])
 async def test_what_was_ended_on_the_raw_connection_is_no_transaction_any_more(
     handle: Database, how: str
 ) -> None:
-    if is_mysql(handle):
-        pytest.skip("its drivers do not all tell")
+    if "asyncmy" in handle.url.drivername:
+        pytest.skip("it does not tell")
     async with handle.connection() as connection:
         with pytest.raises(TransactionAborted, match="LDB109"):  # noqa: PT012
             async with connection.transaction():
                 await connection.execute(INSERT, {"n": 1})
-                await connection.raw_connection.execute("COMMIT")
+                await commit_raw(connection)
                 if how == "text":
                     await connection.execute(INSERT, {"n": 2})
                 elif how == "nested":
