@@ -17,6 +17,7 @@ from loopsafe_db.commit_semantics import (
 )
 from loopsafe_db.connection import Connection, current_task
 from loopsafe_db.drivers.base import TransactionOptions
+from loopsafe_db.engines.failing import tell
 from loopsafe_db.engines.holders import caller
 from loopsafe_db.errors import TransactionError
 from loopsafe_db.lexer import statements_of
@@ -290,8 +291,7 @@ class PinnedConnection(Connection):
         entry = await self._pool.acquire(asyncio.get_running_loop())
         try:
             if self._around is None:
-                around = self._driver.transaction(entry.raw, TransactionOptions())
-                await self._settled(around.start())
+                around = await self._begin_around(entry)
                 self._entry, self._raw, self._around = entry, entry.raw, around
             self._lost |= entry.raw is not self._raw
             if self._lost:
@@ -387,8 +387,25 @@ class PinnedConnection(Connection):
         try:
             await self._check_deferred()
         except Exception as error:
-            if getattr(error, "sqlstate", "") != _ABORTED:
-                raise  # else the commit says so itself
+            if getattr(error, "sqlstate", "") != _ABORTED:  # else the commit says so itself
+                self._tell_noted(self._entry, error)
+                raise
+
+    async def _begin_around(self, entry: PoolEntry) -> DriverTransaction:
+        """Begin the transaction around everything."""
+        try:
+            around = self._driver.transaction(entry.raw, TransactionOptions())
+            await self._settled(around.start())
+        except Exception as error:
+            self._tell_noted(entry, error)
+            raise
+        return around
+
+    def _tell_noted(self, entry: PoolEntry | None, error: Exception) -> None:
+        """Note the error of what this has sent by itself, and raise what it means to all drivers alike."""
+        if entry is not None:
+            self._pool.returning.note_error(entry, error)
+        tell(self._pool, entry, error, None, undone=True)
 
     async def _forget_transactions(self) -> None:
         transactions, self._transactions = self._transactions, []

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Connection, Database
-from loopsafe_db.errors import StatementTimeout, TransactionError
+from loopsafe_db.errors import ConnectionLost, StatementTimeout, TransactionError
 from tests.conftest import anyio_timeout
 
 if TYPE_CHECKING:
@@ -456,3 +456,40 @@ async def test_the_drivers_own_connection_may_be_used_between_what_others_do(
             assert await session.scalar(sa.text("SELECT count(*) FROM things")) == 3
         await any_database.disconnect()
     assert await any_database.fetch_val("SELECT count(*) FROM things") == 0
+
+
+_ENDS_ITSELF = (
+    "CREATE FUNCTION end_it() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$",
+    "CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON things DEFERRABLE INITIALLY DEFERRED "
+    "FOR EACH ROW EXECUTE FUNCTION end_it()",
+)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_connection_that_is_lost_at_its_begin_or_commit_is_told_as_everywhere(
+    postgres_url: str, driver: str
+) -> None:
+    url = sa.make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    postgresql, witness = Database(url), Database(url)
+    await witness.execute("CREATE TABLE things (id integer PRIMARY KEY)")
+    for statement in _ENDS_ITSELF:
+        await witness.execute(statement)
+
+    async def commit() -> None:
+        async with postgresql.transaction():
+            await postgresql.execute(INSERT, {"id": 1})
+
+    with postgresql.force_rollback(), pytest.raises(ConnectionLost):
+        await commit()
+
+    async def end(_: Any) -> None:
+        who = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'ended'"
+        await witness.fetch_all(who)
+
+    ended = Database(url, setup=end, application_name="ended")
+    with ended.force_rollback(), pytest.raises(ConnectionLost):
+        await ended.execute(INSERT, {"id": 2})
+    assert await witness.fetch_val(COUNT) == 0
+    for database in (postgresql, ended, witness):
+        await database.disconnect()
