@@ -121,14 +121,34 @@ async def _tell(plain: Any, sql: str) -> None:
         await cursor.execute(sql)
 
 
+class LaterCursor:
+    """A cursor that others may have streamed on between its making and its statement: they step aside only then."""
+
+    def __init__(self, cursor: Any, make_way: Callable[[], None]) -> None:
+        self._cursor, self._make_way = cursor, make_way
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def execute(self, *args: Any) -> Any:
+        """Execute a statement."""
+        self._make_way()
+        return self._cursor.execute(*args)
+
+    def executemany(self, *args: Any) -> Any:
+        """Execute a statement with each of many values."""
+        self._make_way()
+        return self._cursor.executemany(*args)
+
+
 class StreamCursor:
     """A server-side cursor that steps aside: the rest of its rows is read before anything else is sent.
 
     Protocols such as MySQL's have one statement at a time, and drivers drop the rest without an error.
     """
 
-    def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
+    def __init__(self, cursor: Any, begin: Callable[[StreamCursor], None]) -> None:
+        self._cursor, self._begin = cursor, begin
         self._rest: deque[Any] | None = None
         self._reading = self._is_cut = False
 
@@ -142,6 +162,7 @@ class StreamCursor:
 
     def execute(self, *args: Any) -> Any:
         """Send a statement; its rows are read when they are asked for."""
+        self._begin(self)
         result = self._ask(self._cursor.execute, *args)
         self._reading = True
         return result
@@ -264,8 +285,8 @@ class GuardedConnection:
         self.dirty = True
         cursor = self.adapted.cursor(*args, **options)
         if args or options:
-            cursor = self._stream = StreamCursor(cursor)
-        return cursor
+            return StreamCursor(cursor, self._begin_stream)
+        return cursor if self.background is None else LaterCursor(cursor, self._prepare)
 
     def execute(self, *args: Any) -> Any:
         """Execute on a new cursor, and give it."""
@@ -406,6 +427,10 @@ class GuardedConnection:
     def sockets(self) -> Iterable[SocketId]:
         """What a forked child has to let go of, where it is known."""
         return () if self._socket is None or self.ended else (self._socket,)
+
+    def _begin_stream(self, stream: StreamCursor) -> None:
+        self._prepare()
+        self._stream = stream
 
     def _prepare(self) -> None:
         self.guarded_owner.check(self)

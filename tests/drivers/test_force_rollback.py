@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db import Connection, Database
 from loopsafe_db.errors import ConnectionLost, StatementTimeout, TransactionError
@@ -493,3 +494,19 @@ async def test_a_connection_that_is_lost_at_its_begin_or_commit_is_told_as_every
     assert await witness.fetch_val(COUNT) == 0
     for database in (postgresql, ended, witness):
         await database.disconnect()
+
+
+async def test_a_cursor_that_was_made_before_a_stream_costs_it_no_rows(undone: Database) -> None:
+    if undone.url.get_backend_name() != "mysql":
+        pytest.skip("MySQL's: one result at a time")
+
+    def stream(raw: Any) -> list[int]:
+        before, rows = raw.cursor(), raw.cursor(server_side=True)
+        rows.execute(MANY)
+        seen = [rows.fetchone()]
+        before.execute("SELECT 1")
+        return [row[0] for row in (*seen, *rows.fetchall())]
+
+    async with undone.connection() as connection:
+        seen = await greenlet_spawn(stream, connection.raw_connection)
+    assert seen == list(range(1, 2001))
