@@ -25,8 +25,8 @@ class BackgroundLoop:
     """
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._lock = asyncio.Lock()
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        self._lock: asyncio.Lock = asyncio.Lock()
         self._left: Future[Any] | None = None
         threading.Thread(target=self._run, name="loopsafe_db connection", daemon=True).start()
 

@@ -7,6 +7,7 @@ import contextvars
 import re
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -18,6 +19,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import (
+    code_attributes,
+    db_attributes,
+    error_attributes,
+    server_attributes,
+)
+from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.trace import SpanKind, StatusCode
 
 from loopsafe_db import Database, PoolLimits, Timeouts
@@ -155,6 +163,27 @@ async def test_pools_have_the_metrics_of_the_conventions(postgres_url: str, told
         assert counts(given_back[name]) == [1], name
     (duration,) = metrics["db.client.operation.duration"]
     assert duration.count == 1
+
+
+async def test_every_name_is_one_of_the_conventions(postgres_url: str, told: Told) -> None:
+    database = Database(postgres_url, pool=PoolLimits(1), timeouts=Timeouts(acquire=0.05))
+    async with database.connection():
+        with pytest.raises(AcquireTimeout):
+            await asyncio.create_task(database.fetch_val("SELECT 2"), context=contextvars.Context())
+    await database.execute_many("SELECT CAST(:n AS int)", [{"n": 1}, {"n": 2}])
+    with pytest.raises(asyncpg.UndefinedColumnError):
+        await database.fetch_val("SELECT nothing")
+
+    metrics = told.metrics()
+    points = [point for found in metrics.values() for point in found]
+    attributes = {name for one in [*told.spans, *points] for name in one.attributes}
+    conventions = [code_attributes, db_attributes, error_attributes, server_attributes, db_metrics]
+    known = {name for each in conventions for name in vars(each).values() if isinstance(name, str)}
+    theirs = {name for name in attributes if not name.startswith("loopsafe_db.")}
+
+    assert theirs <= known
+    assert set(metrics) <= known
+    assert len(theirs) >= 8
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])

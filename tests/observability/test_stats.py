@@ -7,8 +7,9 @@ import contextvars
 from typing import Any
 
 import pytest
+from psycopg_pool.base import BasePool
 
-from loopsafe_db import Database, PoolLimits, Timeouts, snapshot
+from loopsafe_db import Database, PoolLimits, PoolStats, Timeouts, snapshot
 from loopsafe_db.errors import AcquireTimeout, ConnectError
 
 
@@ -34,6 +35,15 @@ async def test_requests_are_counted_whoever_makes_them(database: Database) -> No
     assert (stats.connections_num, stats.connections_errors) == (1, 0)
     assert stats.connections_ms > 0
     assert (stats.requests_queued, stats.requests_wait_ms, stats.queue_peak) == (0, 0.0, 0)
+
+
+def test_what_is_named_as_in_psycopg_pool_is_counted_there() -> None:
+    theirs = {value for value in vars(BasePool).values() if isinstance(value, str)}
+    kinds = ("requests_", "connections_", "returns_")
+    ours = {name for name in dir(PoolStats) if name.startswith(kinds)}
+
+    assert len(ours) >= 9
+    assert ours <= theirs
 
 
 async def test_who_waits_is_counted_with_the_time_and_the_longest_queue(postgres_url: str) -> None:

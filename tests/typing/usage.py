@@ -45,6 +45,7 @@ def handles(url: URL) -> None:
     assert_type(
         configure(url, name="x", pool=PoolLimits(4), timeouts=Timeouts(), scope="loop"), Database
     )
+    Database(url, scope="lopp")  # type: ignore[arg-type]
     assert_type(Database(url, application_name="me", password=lambda: "secret"), Database)
     assert_type(get_database().url, DatabaseURL)
     assert_type(get_database().engine, AsyncEngine)
