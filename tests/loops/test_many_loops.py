@@ -260,4 +260,5 @@ def test_a_subinterpreter_gets_a_clear_error() -> None:
     one.exec(f"import sys; sys.path[:] = {sys.path!r}")
     with pytest.raises(interpreters.ExecutionFailed, match=r"(?s)ImportError: loopsafe_db.*HINT"):
         one.exec("import loopsafe_db")
+    one.exec("import asyncpg")  # the hint says that it works alone
     one.close()
