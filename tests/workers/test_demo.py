@@ -103,6 +103,19 @@ def test_a_meeting_of_ones_own_without_a_reference(
     assert "no reference.rttm to compare with" in finished.output
 
 
+def test_the_turns_begin_when_the_command_line_says(
+    start: Callable[..., Demo], short_meeting: Path
+) -> None:
+    starts = ("--starts", "alice=50", "--starts", "bob=100.5")
+
+    finished = start("--meeting", str(short_meeting), "--repeat", "1", *starts).finish()
+
+    assert finished.status == 0, finished.output
+    turns = read_rttm_file(finished.folder / "short.rttm")
+    first = {turn.speaker: turn.start for turn in reversed(turns)}
+    assert first == {"alice": pytest.approx(51, abs=0.1), "bob": pytest.approx(105.9, abs=0.1)}
+
+
 def test_a_database_of_ones_own_can_be_used_again_and_again(
     start: Callable[..., Demo],
     short_meeting: Path,
