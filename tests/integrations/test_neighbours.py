@@ -11,12 +11,12 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.docs.test_docs import ROOT
+from tests.integrations.neighbours_page import row_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,35 +147,3 @@ def test_a_server_with_processes_uses_the_handle_of_the_module(
     assert bool(forked) is (module in IMPORTS_IN_THE_MASTER)
     exits = {(tmp_path / f"exit-{pid}").exists() for pid in backends}
     assert exits <= row_of(name.split()[0]).exit_handlers
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table of neighbours."""
-
-    name: str
-    processes: str
-    loop: str
-    connections: str
-    exits: str
-    to_write: str
-    tested_with: str
-
-    def about(self, column: str, flavour: str) -> str:
-        """The part of a cell that ends with a flavour in brackets, or all of it."""
-        parts: list[str] = getattr(self, column).split(", ")
-        return next((part for part in parts if flavour and part.endswith(f"({flavour})")), parts[0])
-
-    @property
-    def exit_handlers(self) -> set[bool]:
-        """Whether the processes run what was given to ``atexit``."""
-        told = {"run": {True}, "not run": {False}, "not always run": {True, False}}
-        return told[self.exits]
-
-
-def row_of(name: str) -> Row:
-    """The only row whose first cell begins so."""
-    page = (ROOT / "docs/reference/neighbours.md").read_text(encoding="utf-8")
-    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
-    (found,) = (row for row in rows if len(row) == 7 and row[0].startswith(name))
-    return Row(*found)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT
-from tests.integrations.test_neighbours import row_of
+from tests.integrations.neighbours_page import row_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +47,7 @@ class Neighbour:
     at_once: int = 1
 
     def __str__(self) -> str:
-        return re.sub(r"[`\[\]]", "", f"{self.row} {self.flavour}").strip()
+        return f"{self.row} {self.flavour}".replace("`", "").strip()
 
 
 NEIGHBOURS = [
@@ -65,7 +64,7 @@ NEIGHBOURS = [
     Neighbour("Dask", "distributed", "dask_jobs square_async", "`async def`", at_once=JOBS),
     Neighbour("Ray", "ray", "ray_jobs square", "`def`"),
     Neighbour("Ray", "ray", "ray_jobs square_async", "`async def`"),
-    Neighbour("[Jupyter]", "ipykernel", "jupyter_run"),
+    Neighbour("Jupyter", "ipykernel", "jupyter_run"),
     Neighbour("Streamlit", "streamlit", "streamlit_run"),
 ]
 
