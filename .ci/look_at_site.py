@@ -15,9 +15,11 @@ from urllib.parse import unquote, urldefrag
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+FRAMES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 READERS = {
-    "desk": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+    f"{frame}-{scheme}": {"viewport": size, "color_scheme": scheme}
+    for frame, size in FRAMES.items()
+    for scheme in ("light", "dark")
 }
 SEARCHED = {"force_rollback": "how-to/testing.html", "LDB301": "reference/errors.html"}
 LOOK = """() => {

@@ -403,7 +403,7 @@ class Lending(Generic[E]):
     def take_lost(self) -> list[E]:
         """Take back what is lent in loops that are closed, or was to tasks that are done."""
         self.look_again()
-        given = set(self._served.values())
+        given = set(list(self._served.values()))  # others run while Python hashes an enum
         lost = [
             (entry, ref)
             for entry, ref in items_of(self.held)

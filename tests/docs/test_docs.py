@@ -6,6 +6,7 @@ A fence ``python run`` is part of its page's script, and ``text output`` is what
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import loopsafe_db
-from loopsafe_db import errors, testing
+from loopsafe_db import Database, Record, errors, testing
 from loopsafe_db.settings import LoopsafeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,21 @@ def test_a_page_fails_where_it_says_so(page: Path, postgres_url: str, tmp_path: 
         assert done.returncode != 0
         shown = "".join(fences(page, "text error")).splitlines()
         assert set(shown) & set(done.stderr.splitlines()), done.stderr
+
+
+def test_sql_and_toml_of_the_pages_are_read_by_what_reads_them(postgres_url: str) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    queries = re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    tables = map(tomllib.loads, re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+    async def ask() -> list[list[Record]]:
+        async with Database(postgres_url) as database:
+            return [await database.fetch_all(query) for query in queries]
+
+    answers = asyncio.run(ask())
+    assert len(answers) >= 2
+    assert all(rows and rows[0]["application_name"] for rows in answers)
+    assert [[*table["project"]["entry-points"]] for table in tables] == [["loopsafe_db.drivers"]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -65,6 +66,15 @@ def test_the_doctor_warns_where_its_page_says_so() -> None:
     assert f"more than {checks.FULL * 100:g} % of the server's connections" in page
     assert f"idle in a transaction for more than {checks.IDLE_SECONDS:g} s" in page
     assert f"another one's lock for more than {checks.BLOCKED_SECONDS:g} s" in page
+
+
+def test_a_fleet_has_ended_after_the_seconds_that_its_page_names() -> None:
+    fleet = pytest.importorskip("loopsafe_db.integrations.conductor.fleet")
+    grace = inspect.signature(fleet.Fleet).parameters["grace"].default
+
+    page = text_of("docs/how-to/conductor.md")
+    assert f"`grace={grace}` seconds" in page
+    assert f"After {grace + fleet.KILL_SECONDS:g} seconds nothing is left" in page
 
 
 def test_the_worker_of_the_tutorial_has_about_sixty_lines() -> None:

@@ -9,13 +9,13 @@ import random
 import sys
 import threading
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
 
 from loopsafe_db import Database, PoolLimits, Timeouts
-from loopsafe_db.engines.lending import items_of
+from loopsafe_db.engines.lending import Slot, items_of
 from loopsafe_db.errors import AcquireTimeout, InvalidSettingError, TooManyRequests
 
 if TYPE_CHECKING:
@@ -146,6 +146,26 @@ def test_what_is_lent_can_be_listed_though_the_collector_runs_finalizers_meanwhi
         gc.set_threshold(*before)
     assert found[:SEVERAL] == [(number, str(number)) for number in range(SEVERAL)]
     assert len(shared) > SEVERAL
+
+
+def test_callers_may_be_served_while_what_is_lost_is_looked_for(database: Database) -> None:
+    lending: Any = database._pool().lending  # noqa: SLF001
+    served = lending._served  # noqa: SLF001
+
+    class Waiter:
+        def is_lost(self, _now: float) -> bool:
+            return False
+
+    class Given:
+        def __hash__(self) -> int:  # in which another thread serves
+            served[Waiter()] = Slot.OPEN
+            return 1
+
+    served[Waiter()] = Given()
+    try:
+        assert lending.take_lost() == []
+    finally:
+        served.clear()
 
 
 async def test_what_a_caller_was_given_before_it_was_cancelled_goes_to_the_next(
