@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,14 @@ class Row:
     @property
     def exit_handlers(self) -> set[bool]:
         """Whether the processes run what was given to ``atexit``."""
-        told = {"run": {True}, "not run": {False}, "not always run": {True, False}}
-        return told[self.exits]
+        told = {
+            "run": {True},
+            "not run": {False},
+            "not always run": {True, False},
+            "run from CPython 3.13 on": {sys.version_info >= (3, 13)},
+            "run from CPython 3.14 on": {sys.version_info >= (3, 14)},
+        }
+        return told[self.exits.partition(" (")[0]]
 
 
 def row_of(name: str) -> Row:

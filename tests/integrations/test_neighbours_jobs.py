@@ -18,7 +18,9 @@ import pytest
 
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT
+from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
 from tests.integrations.neighbours_page import row_of
+from tests.integrations.test_job_queues import redis_url  # noqa: F401  (a fixture)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +53,16 @@ class Neighbour:
 
 
 NEIGHBOURS = [
+    Neighbour("Conductor", "conductor", "conductor_run square", "`def`"),
+    Neighbour("Conductor", "conductor", "conductor_run square_async", "`async def`"),
+    Neighbour("Celery `--pool prefork`", "celery", "celery_run prefork"),
+    Neighbour("Celery `--pool threads`", "celery", "celery_run threads"),
+    Neighbour("Celery `--pool threads`", "celery", "celery_run solo", "`--pool solo`"),
+    Neighbour("RQ `Worker`", "rq", "rq_run Worker"),
+    Neighbour("RQ `SimpleWorker`", "rq", "rq_run SimpleWorker"),
+    Neighbour("Dramatiq", "dramatiq", "dramatiq_run square", "`def`"),
+    Neighbour("Dramatiq", "dramatiq", "dramatiq_run square_async", "`async def`"),
+    Neighbour("arq", "arq", "arq_run", at_once=2),
     Neighbour("procrastinate", "procrastinate", "procrastinate_jobs", at_once=3),
     Neighbour("pgqueuer", "pgqueuer", "pgqueuer_jobs"),
     Neighbour("taskiq", "taskiq", "taskiq_jobs"),
@@ -69,6 +81,9 @@ NEIGHBOURS = [
 ]
 
 
+ON_REDIS = {"celery", "rq", "dramatiq", "arq"}
+
+
 @dataclass(frozen=True)
 class Job:
     """What ``work.square`` has stored."""
@@ -83,12 +98,19 @@ class Job:
 @pytest.mark.timeout(300)  # Hatchet's SDK takes seconds to import, three times
 @pytest.mark.parametrize("neighbour", NEIGHBOURS, ids=str)
 def test_jobs_run_as_the_table_says(
-    neighbour: Neighbour, tmp_path: Path, postgres_url: str
+    neighbour: Neighbour, tmp_path: Path, postgres_url: str, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip(neighbour.package)
+    environment = {"LOOPSAFE_DB_URL": postgres_url}
+    if neighbour.package in ON_REDIS:
+        environment["REDIS_URL"] = request.getfixturevalue("redis_url")
+    newer = [request.getfixturevalue("celerys_redis")] if neighbour.package == "celery" else []
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [*newer, str(PROGRAMS), str(ROOT), str(ROOT / "examples")]
+    )
     asyncio.run(_make_table(postgres_url))
 
-    _run(neighbour.command, tmp_path, postgres_url)
+    _run(neighbour.command, tmp_path, environment)
 
     first, *jobs = asyncio.run(_jobs(postgres_url))
     assert [(job.number, job.square) for job in jobs] == [(n, n * n) for n in range(JOBS)]
@@ -104,6 +126,7 @@ def test_jobs_run_as_the_table_says(
     said = row.about("loop", neighbour.flavour)
     assert len(loops) == (JOBS if said.startswith("a new one") else len(processes)), said
     if row.connections.startswith("warm"):
+        assert len(processes) < JOBS  # else each has a job, and nothing to keep warm
         assert max(map(len, sessions.values())) <= neighbour.at_once, sessions
     else:
         assert {job.session for job in jobs}.isdisjoint(sessions[first.pid])
@@ -111,16 +134,12 @@ def test_jobs_run_as_the_table_says(
     assert {(tmp_path / f"exit-{pid}").exists() for pid in processes} <= row.exit_handlers
 
 
-def _run(command: str, folder: Path, url: str) -> None:
+def _run(command: str, folder: Path, environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", *command.split()],
         cwd=folder,
-        env={
-            **os.environ,
-            "LOOPSAFE_DB_URL": url,
-            "LOOPSAFE_DB_SCOPE": "auto",  # warm connections, whatever this run is about
-            "PYTHONPATH": f"{PROGRAMS}:{ROOT}",
-        },
+        # Warm connections, whatever this run is about.
+        env={**os.environ, **environment, "LOOPSAFE_DB_SCOPE": "auto"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
