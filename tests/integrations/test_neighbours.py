@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 # The master runs a query at import, so a fork inherits a warm connection.
 APP = """
-import asyncio, atexit, json, os
+import asyncio, atexit, itertools, json, os, weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from loopsafe_db import get_database
@@ -37,9 +37,13 @@ with ThreadPoolExecutor(1) as thread:  # uvicorn imports this in a loop
     master = {"pid": os.getpid(), "backend": thread.submit(lambda: asyncio.run(db.fetch_val(BACKEND))).result()}
 
 
+loops, serials = weakref.WeakKeyDictionary(), itertools.count()
+
+
 async def look():
     backend = await db.fetch_val(BACKEND)
-    return json.dumps({"pid": os.getpid(), "backend": backend, "master": master}).encode()
+    loop = loops.setdefault(asyncio.get_running_loop(), next(serials))
+    return json.dumps({"pid": os.getpid(), "backend": backend, "loop": loop, "master": master}).encode()
 
 
 def wsgi(environ, start_response):
@@ -74,7 +78,6 @@ SERVERS = {
     "uvicorn": ("uvicorn", "--workers 2 --host 127.0.0.1 --port {port} app:asgi"),
     "uWSGI": ("pyuwsgi", UWSGI),
 }
-IMPORTS_IN_THE_MASTER = {"gunicorn", "pyuwsgi"}
 STARTS = {"pyuwsgi": ("-c", "import pyuwsgi; pyuwsgi.run()")}  # no module in Python
 
 
@@ -142,8 +145,14 @@ def test_a_server_with_processes_uses_the_handle_of_the_module(
     for each in answers:
         backends.setdefault(each["pid"], set()).add(each["backend"])
     assert not set.intersection(*backends.values()) or len(backends) == 1
+    row = row_of(name.split()[0])
     forked = [each for each in answers if each["pid"] != each["master"]["pid"]]
     assert all(each["backend"] != each["master"]["backend"] for each in forked)
-    assert bool(forked) is (module in IMPORTS_IN_THE_MASTER)
+    assert row.processes.startswith("forked after your" if forked else "each imports your")
+    loops = {(each["pid"], each["loop"]) for each in answers}
+    makes_each = row.loop.startswith("a new one per request")
+    assert len(loops) == len(answers if makes_each else backends), row.loop
+    warm = all(len(of_process) == 1 for of_process in backends.values())
+    assert warm is row.connections.startswith("warm"), backends
     exits = {(tmp_path / f"exit-{pid}").exists() for pid in backends}
-    assert exits <= row_of(name.split()[0]).exit_handlers
+    assert exits <= row.exit_handlers
