@@ -175,11 +175,13 @@ def retry(workflow_id: str, conductor: ConductorURL = None) -> None:
 
 @app.command()
 def top(
-    folder: Annotated[Path, typer.Argument(exists=True, help="The fleet's folder=.")],
+    folder: Annotated[
+        Path, typer.Argument(exists=True, help="A fleet's folder=, or of report_to.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="Not again and again.")] = False,  # noqa: FBT002
     as_json: AsJSON = False,  # noqa: FBT002
 ) -> None:
-    """Show a fleet's processes as they are: jobs, loops, connections, waits, connects, who has a connection."""
+    """Show processes as they are: jobs, loops, connections, waits, connects, who has a connection."""
     if as_json:
         print(json.dumps([asdict(each) for each in read_reports(folder)], indent=2))
     elif once:
@@ -250,9 +252,10 @@ def _processes(folder: Path) -> Group | str:
     reports = read_reports(folder)
     if not reports:
         return (
-            f"no process has reported to {escape(str(folder))}: run_workers(..., folder=) names it"
+            f"no process has reported to {escape(str(folder))}: run_workers(..., folder=) or, in others, "
+            "loopsafe_db.integrations.reports.report_to(folder) names it"
         )
-    now = _figures(f"fleet in {folder}, now", _NOW, reports)
+    now = _figures(f"processes of {folder}, now", _NOW, reports)
     done = _figures("since each process began", _DONE, reports)
     holders = Table(title="who has a connection", title_justify="left")
     for column in ("worker", "task", "for", "taken at"):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING
 
 from loopsafe_db.engines.stats import Holder, PoolStats
@@ -12,6 +16,9 @@ from loopsafe_db.snapshot import snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+REPORT_SECONDS = 1.0
+"""From one report of a process to the next."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,46 @@ class ProcessReport:
         path = folder / f"{self.pid}.json"
         path.with_suffix(".part").write_text(json.dumps(asdict(self)), encoding="utf-8")
         path.with_suffix(".part").rename(path)
+
+
+def report_to(folder: Path, worker_id: str | None = None, job_type: str = "") -> None:
+    """Have ``loopsafe-db top FOLDER`` show this process: it reports at once, each second, and when it ends well.
+
+    Workers of `run_workers` do so by themselves. Call it once in each other process, after the fork that has made it:
+    it starts a thread.
+
+    Args:
+        folder: Of all these processes; is made.
+        worker_id: How it is called there; host and pid if None.
+        job_type: The kind of jobs that it does.
+
+    Raises:
+        OSError: The folder cannot be made, or written to.
+    """
+    name = worker_id or f"{socket.gethostname()}/{os.getpid()}"
+    ended = threading.Event()
+
+    def report() -> None:
+        write_if_there(
+            ProcessReport.of_this_process(name, job_type, 0, ended=ended.is_set()), folder
+        )
+
+    def go_on() -> None:
+        while not ended.wait(REPORT_SECONDS):
+            report()
+
+    def end() -> None:
+        ended.set()
+        thread.join()
+        report()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    report()
+    thread = threading.Thread(target=go_on, name="loopsafe_db reports", daemon=True)
+    thread.start()
+    Finalize(
+        None, end, exitpriority=0
+    )  # in processes of multiprocessing, too, and in no forked child
 
 
 def read_reports(folder: Path) -> list[ProcessReport]:

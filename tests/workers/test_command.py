@@ -22,7 +22,7 @@ from loopsafe_db.cli.conductor_api import Conductor
 from loopsafe_db.cli.conductor_checks import check_conductor
 from loopsafe_db.cli.database_checks import check_database
 from loopsafe_db.cli.workflow_view import draw, view
-from loopsafe_db.integrations.reports import ProcessReport
+from loopsafe_db.integrations.reports import ProcessReport, read_reports
 from reflector_workers.conductor import ConductorClient, StandInServer
 from tests.docs.test_docs import ROOT
 
@@ -385,6 +385,45 @@ def test_retry_executes_again_what_ended_badly(conductor: ConductorClient) -> No
 
 def test_top_says_where_nobody_reports(tmp_path: Path) -> None:
     assert "no process has reported to" in invoke("top", str(tmp_path), "--once").stdout
+
+
+REPORTS = """
+import asyncio, contextvars, pathlib, sys
+from loopsafe_db import Database, PoolLimits
+from loopsafe_db.integrations.reports import report_to
+
+async def main():
+    async with db.connection():
+        waiter = asyncio.create_task(db.fetch_val("SELECT 1"), context=contextvars.Context())
+        await asyncio.to_thread(sys.stdin.readline)
+    await waiter
+
+db = Database("sqlite://", pool=PoolLimits(1))
+report_to(pathlib.Path(sys.argv[1], "reports"), job_type="mail")
+asyncio.run(main())
+"""
+
+
+def test_top_shows_any_process_that_reports(tmp_path: Path) -> None:
+    folder = tmp_path / "reports"
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", REPORTS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not any(report.stats.waiting for report in read_reports(folder)):
+            assert process.poll() is None, process.communicate()
+        shown = invoke("top", str(folder), "--once").stdout
+        (told,) = json.loads(invoke("top", str(folder), "--json").stdout)
+        stderr = process.communicate("go on\n", timeout=30)[1]
+
+    assert told["worker_id"] in shown
+    assert "<string>:7" in shown
+    assert (told["pid"], told["job_type"], told["ended"]) == (process.pid, "mail", False)
+    assert (process.returncode, stderr) == (0, "")
+    (last,) = read_reports(folder)
+    assert (last.ended, last.stats.in_use, last.stats.waiting) == (True, 0, 0)
 
 
 def test_top_shows_the_processes_of_a_fleet(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from conductor.client.http.models.task_result import TaskResult
 from conductor.client.worker.worker import Worker
 
 from loopsafe_db.integrations.conductor.logs import redirect_output
-from loopsafe_db.integrations.reports import ProcessReport, write_if_there
+from loopsafe_db.integrations.reports import REPORT_SECONDS, ProcessReport, write_if_there
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     )
 
 _LOOK_SECONDS = 0.1
-_REPORT_SECONDS = 1.0
 _GIT_SECONDS = 5.0
 _NAMESAKE_SECONDS = 1.0  # in which a worker that is alive polls
 _SETTLE_SECONDS = 0.2  # what a poll has brought has begun by then
@@ -255,7 +254,7 @@ class WorkerProcess:
                 self._leave_with_the_parent()
             if self._asked_at is not None and time.monotonic() > self._asked_at + self._terms.grace:
                 self._give_up()
-            if time.monotonic() > reported + _REPORT_SECONDS:
+            if time.monotonic() > reported + REPORT_SECONDS:
                 reported = time.monotonic()
                 self.report(ended=False)
 
