@@ -56,14 +56,15 @@ class DriverTraits:
         settles: Whether a connection may stay where SQLAlchemy was cancelled in a statement on it: `Driver.settle` and
             `Driver.reset` have in order again what that leaves behind. Else SQLAlchemy ends it.
         has_ended: Tells without a round trip whether the server has none open any more on a connection where one of our
-            transactions was begun: what belongs to it is refused then. A driver that does so by itself need not know.
+            transactions was begun: what belongs to it is refused then. It is asked while an interrupted statement still
+            runs, too, and must not raise. A driver that refuses by itself need not know.
         ends_transaction: Tells of a failure whether the server has rolled the whole transaction back with it, and goes
             on as if nothing were.
         lent: Called when a connection is lent. From then on it may refer to what waits for its answers, and so to the
             loop, only weakly: a loop that is dropped without ``close()`` has to become garbage.
         rested: Called when it comes back: it keeps all that it needs in the next loop.
         closes_before_fork: Whether a connection that is open at a fork is in the way of the child's own: idle ones are
-            closed before, and open ones refused in the child by the driver.
+            closed before, and open ones refused in the child by the driver, with `ForkedFileError`, in `connect`.
         failure: Tells which of our errors a failure is, if any: lost connections, serialization failures, deadlocks,
             locks and servers that take no writes. By SQLSTATE, unless a driver knows better.
     """
@@ -298,9 +299,13 @@ class Driver(Protocol):
 
         Args:
             raw: The connection.
-            sql: A statement; or several, if there are no `args` and the server takes them: then the last one counts.
-            args: The values of its parameters.
+            sql: A statement, in the paramstyle of the dialect in `traits`; or several, if there are no `args` and the
+                server takes them: then the last one counts.
+            args: The values of its parameters, in that order.
             timeout: Seconds, or None for no limit.
+
+        Raises:
+            StatementTimeout: It has taken longer, and was stopped. So do the others that have a `timeout`.
         """
 
     async def execute_many(

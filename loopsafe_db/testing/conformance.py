@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -528,6 +529,33 @@ class DriverConformance:
 
         asyncio.run(main())
 
+    def test_what_a_user_makes_for_his_session_is_gone_for_the_next(
+        self, database: Database, things: sa.Table
+    ) -> None:
+        small = Database(database.url, pool=PoolLimits(1))
+
+        async def main() -> None:
+            async with small.connection() as connection:
+                await connection.execute("CREATE TEMPORARY TABLE mine (id INTEGER)")
+                await connection.execute("INSERT INTO mine VALUES (1)")
+            with pytest.raises(Exception, match="mine"):
+                await small.fetch_all("SELECT id FROM mine")
+            assert await ids(small, things) == []
+
+        asyncio.run(main())
+        asyncio.run(small.disconnect())
+
+    def test_the_drivers_connection_is_refused_after_the_block_that_gave_it(
+        self, database: Database
+    ) -> None:
+        async def main() -> None:
+            async with database.connection() as connection:
+                raw = connection.raw_connection
+            with pytest.raises(Exception, match=r"released|closed"):
+                use(raw)
+
+        asyncio.run(main())
+
     # -- what goes wrong
 
     def test_cancelled_queries_leave_a_usable_pool(self, database: Database) -> None:
@@ -564,6 +592,26 @@ class DriverConformance:
                 with pytest.raises(asyncio.CancelledError):
                     await task
             assert await ids(database, things) == []
+
+        asyncio.run(within(20, main()))
+
+    def test_a_write_that_is_given_up_in_a_transaction_leaves_all_of_it_or_nothing(
+        self, database: Database, things: sa.Table
+    ) -> None:
+        slow = self.slow_query or SLOW[database.url.get_backend_name()]
+        write = f"INSERT INTO {things.name} (id) SELECT 2 FROM ({slow}) AS slow"
+
+        async def job() -> None:
+            async with database.transaction():
+                await database.execute(things.insert().values(id=1))
+                with pytest.raises(StatementTimeout):
+                    await database.execute(write, timeout=0.1)
+                await database.execute(f"INSERT INTO {things.name} (id) VALUES (3)")
+
+        async def main() -> None:
+            with suppress(Exception):  # most servers, or their drivers, refuse to go on
+                await job()
+            assert await ids(database, things) in ([], [1, 3])
 
         asyncio.run(within(20, main()))
 
@@ -637,6 +685,13 @@ async def echo(database: Database, number: int) -> int:
 async def count(database: Database, table: sa.Table) -> int:
     """Count the rows of a table."""
     return int(await database.fetch_val(f"SELECT count(*) FROM {table.name}"))
+
+
+def use(raw: Any) -> None:
+    """Begin to ask something by a driver's own connection."""
+    for name in ("execute", "cursor", "query"):
+        if hasattr(raw, name):
+            getattr(raw, name)(*([] if name == "cursor" else ["SELECT 1"]))
 
 
 async def ids(database: Database, table: sa.Table) -> list[int]:

@@ -23,7 +23,7 @@ from loopsafe_db.drivers.base import (
     Owner,
     TransactionOptions,
 )
-from loopsafe_db.errors import ConnectError, StatementTimeout
+from loopsafe_db.errors import ConnectError, StatementTimeout, TransactionAborted
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class PlainConnection(sqlite3.Connection):
         super().__init__(*args, **options)
         self.owner, self.lock = Owner(), threading.Lock()
         self.is_closed, self.engine_begins, self.savepoints = False, True, 0
+        self.has_begun = False  # whether a transaction of ours was begun, and not ended
 
     def cursor(self, *_: Any, **__: Any) -> Any:
         self.owner.check(self)
@@ -62,6 +63,10 @@ class PlainConnection(sqlite3.Connection):
     def close(self) -> None:
         self.is_closed = True
         super().close()
+
+    def check_transaction(self) -> None:
+        if self.has_begun and not self.in_transaction:
+            raise TransactionAborted("SQLite has rolled back what was interrupted")
 
     def say(self, sql: str) -> None:
         super().cursor().execute(sql).close()
@@ -98,12 +103,16 @@ class PlainTransaction:
             self._raw.savepoints += 1
             self._savepoint = f"s{self._raw.savepoints}"
         self._raw.say(f"SAVEPOINT {self._savepoint}" if self._savepoint else "BEGIN")
+        self._raw.has_begun = True
 
     async def commit(self) -> None:
+        self._raw.check_transaction()
         self._raw.say(f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+        self._raw.has_begun = bool(self._savepoint)
 
     async def rollback(self) -> None:
-        if self._savepoint:
+        self._raw.has_begun = bool(self._savepoint) and self._raw.in_transaction
+        if self._savepoint and self._raw.in_transaction:
             self._raw.say(f"ROLLBACK TO {self._savepoint}")
             self._raw.say(f"RELEASE {self._savepoint}")
         elif self._raw.in_transaction:
@@ -268,6 +277,7 @@ async def in_thread(raw: PlainConnection, work: Callable[[], Any], timeout: floa
 
     def run() -> Any:
         with raw.lock:
+            raw.check_transaction()
             return work()
 
     raw.lock.acquire()
@@ -276,7 +286,11 @@ async def in_thread(raw: PlainConnection, work: Callable[[], Any], timeout: floa
         async with asyncio.timeout(timeout):
             return await asyncio.to_thread(run)
     except TimeoutError as error:
+        raw.interrupt()
         raise StatementTimeout(timeout or 0) from error
+    except asyncio.CancelledError:
+        raw.interrupt()
+        raise
 
 
 def keys_of(cursor: sqlite3.Cursor) -> RecordKeys:
