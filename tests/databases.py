@@ -27,8 +27,9 @@ EMPTY_PUBLIC = """
     GRANT USAGE ON SCHEMA public TO PUBLIC;
     SELECT pg_stat_reset()
 """
-# The rest would show here. A session that has used temporary tables leaves a schema for them, empty.
-COUNTED = (
+# The rest would show here: there is more, or a later transaction has changed something. A session that has used
+# temporary tables leaves a schema for them, empty.
+COMPARED = (
     *("class", "proc", "type", "extension", "event_trigger", "publication", "subscription"),
     *("cast", "collation", "language", "foreign_server", "default_acl", "largeobject_metadata"),
 )
@@ -37,7 +38,7 @@ FINGERPRINT = f"""
         (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = pg_database.oid),
         (SELECT count(*) FROM pg_prepared_xacts WHERE database = datname),
         (SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'),
-        {", ".join(f"(SELECT count(*) FROM pg_{each})" for each in COUNTED)}
+        {", ".join(f"(SELECT (count(*), max(xmin::text::bigint))::text FROM pg_{each})" for each in COMPARED)}
     FROM pg_database WHERE datname = current_database()
 """
 

@@ -206,9 +206,6 @@ class WorkerProcess:
         is_main = threading.current_thread() is threading.main_thread()
         settled = time.monotonic() - max(self._asked_at, self._polled_at) > _SETTLE_SECONDS
         if is_main and settled and not self._in_flight():
-            signal.signal(
-                signal.SIGTERM, signal.SIG_IGN
-            )  # else the next one ends the interpreter's own end
             raise SystemExit(0)
         return True
 

@@ -54,21 +54,6 @@ if __name__ == "__main__":
     sys.exit(run_workers({url!r}, {modules!r}, {options}))
 """
 
-EXIT_CODES = """
-import multiprocessing, signal, sys, time
-from loopsafe_db.integrations.conductor import Fleet
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        with Fleet({url!r}, {modules!r}, {options}) as fleet:
-            pids = [worker["pid"] for worker in fleet.status()]
-            workers = [each for each in multiprocessing.active_children() if each.pid in pids]
-            while True:
-                time.sleep(0.1)
-    finally:
-        print([worker.exitcode for worker in workers])
-"""
-
 HOLDS = """
 import asyncio, contextvars, os, pathlib
 from conductor.client.worker.worker_task import worker_task
@@ -208,19 +193,6 @@ def test_every_way_to_start_has_the_same_names_reports_and_end(
         assert worker_id.endswith(f"/{report.pid}/v7")
         assert (report.ended, report.loops, report.stats.opened) == (True, 1, 1)
         assert not psutil.pid_exists(report.pid)
-
-
-@ON_THE_STAND_IN
-def test_workers_end_with_code_0_though_the_fleet_asks_again(
-    start: Callable[..., Program], jobs: Jobs
-) -> None:
-    program = start(main=EXIT_CODES)
-    for kind in KINDS:
-        jobs.end(jobs.begin(kind, 0))
-
-    assert program.stop() == 0
-
-    assert program.process.communicate()[0].splitlines()[-1] == "[0, 0]"
 
 
 def test_no_report_replaces_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
