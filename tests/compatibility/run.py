@@ -28,9 +28,9 @@ CREATE SCHEMA public
 
 def main(library: str, url: str, *names: str) -> None:
     found = find_scenarios(url.split(":", 1)[0])
-    world = World(importlib.import_module(library), url)
-    for name in names or found:
-        empty(url)
+    module = importlib.import_module(library)
+    for number, name in enumerate(names or found):
+        world = World(module, empty(url, number))
         print(json.dumps([name, run_apart(found[name], world)]), flush=True)
 
 
@@ -45,13 +45,11 @@ def run_apart(scenario: Any, world: World) -> dict[str, Any]:
     return outcomes[0] if outcomes else {"stopped by": "a deadlock"}
 
 
-def empty(url: str) -> None:
-    """Leave nothing of the scenario before, not even its connections."""
-    if url.startswith("sqlite"):
+def empty(url: str, number: int) -> str:
+    """Give the URL of a database without anything of the scenario before, not even its connections."""
+    if url.startswith("sqlite"):  # which removes files by their names, whoever has them by now
         path = Path(url.removeprefix("sqlite:///"))
-        for leftover in path.parent.glob(f"{path.name}*"):
-            leftover.unlink()
-        return
+        return f"sqlite:///{path.with_name(f'{number}_{path.name}')}"
 
     async def run() -> None:
         connection = await asyncpg.connect(url)
@@ -59,6 +57,7 @@ def empty(url: str) -> None:
         await connection.close()
 
     asyncio.run(run())
+    return url
 
 
 if __name__ == "__main__":
