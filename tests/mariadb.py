@@ -73,8 +73,16 @@ class MariaDB:
         account = ["--user=" + _account(self._folder, start)] if os.getuid() == 0 else []
         log = self._folder / "log"
         data = f"--datadir={self._folder}/data"
+        # One that starts removes what it finds of others' temporary tables.
+        own = f"--tmpdir={self._folder}"
         with log.open("wb") as output:
-            command = [install, "--no-defaults", data, "--auth-root-authentication-method=normal"]
+            command = [
+                install,
+                "--no-defaults",
+                data,
+                own,
+                "--auth-root-authentication-method=normal",
+            ]
             made = subprocess.run(
                 [*command, "--skip-test-db", NO_AIO, *account], stdout=output, stderr=output
             )
@@ -82,7 +90,7 @@ class MariaDB:
                 raise ServerUnavailableError(f"no data for MariaDB: {log.read_text()[-2000:]}")
             self._process = subprocess.Popen(
                 [
-                    *(server, "--no-defaults", data, *account, f"--port={self._port}"),
+                    *(server, "--no-defaults", data, own, *account, f"--port={self._port}"),
                     *("--bind-address=127.0.0.1", "--skip-name-resolve", f"--init-file={start}"),
                     *(f"--socket={self._folder}/socket", f"--pid-file={self._folder}/pid"),
                     *("--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=16M"),

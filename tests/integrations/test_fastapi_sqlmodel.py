@@ -93,7 +93,7 @@ def test_no_client_chooses_the_database(page: Any) -> None:
             answer = await client.get("/meetings/1/people", params={"name": "reports"})
             assert (answer.status_code, answer.json()) == (200, [])
             with pytest.raises(MissingURLError, match=r"there is .*'default'"):
-                await client.get("/wrong", params={"name": "reports"})
+                await client.get("/wrong", params={"name": "unheard_of"})
             with pytest.raises(InvalidSettingError) as caught:
                 await client.get("/wrong", params={"name": "someone:secret@elsewhere"})
         assert "secret" not in str(caught.value)
