@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import types
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,39 +20,49 @@ T = TypeVar("T")
 FORK_TIMEOUT = 2.0  # seconds that a fork waits for the step under way
 
 
-class _Steps:
-    """The lock, and whether the fork under way has it. A thread may fork in the middle of a step of its own."""
+class _Fork(threading.local):
+    """Of the thread that forks: the locks that it has, and those that it has not got. It may have had some before."""
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._fork_has_it = False
+    def __init__(self, *locks: Any) -> None:
+        self.locks = locks
+        self.taken: list[Any] = []
+        self.missed: list[Any] = []
 
     def wait_for_step(self) -> None:
-        self._fork_has_it = self.lock.acquire(timeout=FORK_TIMEOUT)
+        until = time.monotonic() + FORK_TIMEOUT
+        for lock in self.locks:
+            has_it = lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            (self.taken if has_it else self.missed).append(lock)
 
     def go_on_in_parent(self) -> None:
-        if self._fork_has_it:
-            self.lock.release()
+        while self.taken:
+            self.taken.pop().release()
+        self.missed.clear()
 
     def go_on_in_child(self) -> None:
-        if self._fork_has_it:
-            self.lock.release()
-        else:
-            self.lock = threading.RLock()  # the thread that has the other one is not here
+        for lock in self.missed:  # the thread that has it is not here
+            lock._at_fork_reinit()  # noqa: SLF001
+        self.go_on_in_parent()
 
 
-_steps = _Steps()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_steps.wait_for_step,
-        after_in_parent=_steps.go_on_in_parent,
-        after_in_child=_steps.go_on_in_child,
-    )
+def wait_at_forks(*locks: Any) -> None:
+    """Have each fork from now on wait for locks, `FORK_TIMEOUT` together; what it has not got is new in the child."""
+    fork = _Fork(*locks)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=fork.wait_for_step,
+            after_in_parent=fork.go_on_in_parent,
+            after_in_child=fork.go_on_in_child,
+        )
+
+
+_lock = threading.RLock()
+wait_at_forks(_lock)
 
 
 def whole(step: Callable[..., T], *args: Any) -> T:
     """Do something that no fork cuts in two. It must not wait."""
-    with _steps.lock:
+    with _lock:
         return step(*args)
 
 
@@ -61,7 +72,7 @@ def in_whole_steps(coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     sent, error = None, None
     while True:
         try:
-            with _steps.lock:
+            with _lock:
                 awaited = coroutine.send(sent) if error is None else coroutine.throw(error)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
