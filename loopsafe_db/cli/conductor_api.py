@@ -50,6 +50,14 @@ class Conductor:
         found: dict[str, Any] = self.get(f"/workflow/{quote(workflow_id)}?includeTasks=true")
         return found
 
+    def newest(self, number: int) -> list[str]:
+        """Ids of the workflows that were started last, also of those that have ended; none without an index."""
+        try:
+            found = self.get(f"/workflow/search?start=0&size={number}&sort=startTime:DESC")
+        except ConductorUnavailable:
+            return []
+        return [each["workflowId"] for each in found["results"]]
+
     def running(self) -> list[str]:
         """Ids of the workflows that run; none where the server does not tell."""
         names = {definition["name"] for definition in self.workflow_definitions()}

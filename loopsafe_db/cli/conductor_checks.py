@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Pollers = dict[str, set[str]]  # worker ids by kind of job
 
 _RESTART = "stop it: the host is in its id (docker ps, systemctl); start it with run_workers, which names and ends it"
+_MOST = 100  # workflows of each sort that are looked at
+_DEFAULT = 3600  # responseTimeoutSeconds, of a kind without a definition, too
 _FEW = 5  # jobs of a kind, below which none is called fast
 _FAST = 0.05  # of the median
 _BY_NUMBER = re.compile(r"\$\{([^.}]+)\.output\[[\d*:-][^}]*\}")
@@ -37,13 +39,15 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
         definitions = conductor.task_definitions()
         plans = conductor.workflow_definitions()
         pollers = watch_pollers(conductor, seconds)
-        workflows = [conductor.workflow(each) for each in conductor.running()]
+        running = conductor.running()
+        ids = dict.fromkeys([*running[:_MOST], *conductor.newest(_MOST)])
+        workflows = [conductor.workflow(each) for each in ids]
     except ConductorUnavailable as error:
         cure = "is it running, and is this the URL of its API? loopsafe-db wait --conductor URL waits for it"
         return [Finding("D201", "error", "Conductor does not answer", str(error), cure)]
     tasks = [task for workflow in workflows for task in workflow["tasks"]]
     return [
-        Finding("D200", "ok", f"Conductor answers, {len(workflows)} workflows run", url),
+        Finding("D200", "ok", f"Conductor answers, {len(running)} workflows run", url),
         *_polling(pollers, version),
         *_costly(definitions, pollers),
         *_read_as_lists(plans),
@@ -98,13 +102,9 @@ def _polling(pollers: Pollers, version: str | None) -> Iterator[Finding]:
 
 
 def _costly(definitions: list[dict[str, Any]], pollers: Pollers) -> Iterator[Finding]:
-    slow = [
-        each["name"] for each in definitions if each.get("responseTimeoutSeconds", 3600) >= 3600
-    ]
-    if names := sorted(set(slow) & set(pollers)):
-        cure = (
-            "responseTimeoutSeconds of a minute, and lease_extend_enabled for jobs that take longer"
-        )
+    seconds = {each["name"]: each.get("responseTimeoutSeconds", _DEFAULT) for each in definitions}
+    if names := sorted(each for each in pollers if seconds.get(each, _DEFAULT) >= _DEFAULT):
+        cure = "define it with a responseTimeoutSeconds of a minute; lease_extend_enabled for jobs that take longer"
         what = "a job whose worker dies is given to nobody for an hour"
         yield Finding("D204", "warning", what, ", ".join(names), cure)
 

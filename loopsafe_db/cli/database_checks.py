@@ -67,8 +67,8 @@ async def check_database(url: str | None, idle_seconds: float = IDLE_SECONDS) ->
 async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[Finding]:
     version = await database.fetch_val("SELECT current_setting('server_version')")
     yield Finding("D100", "ok", f"PostgreSQL {version} answers", describe_target(database.url))
-    if found := await _pooler(database):
-        yield found
+    if pooler := await _pooler(database):
+        yield pooler
     rows = await database.fetch_all(_SESSIONS)
     used, most = sum(row["number"] for row in rows), await database.fetch_val(_MOST)
     seen = ", ".join(f"{row['number']} of {row['who']}" for row in rows[:10])
@@ -78,6 +78,8 @@ async def _postgresql(database: Database, idle_seconds: float) -> AsyncIterator[
     else:
         yield Finding("D100", "ok", f"{used} of {most} connections are in use", seen)
     yield await _fleet(database)
+    if pooler is None and (found := _too_much(most)):
+        yield found
     for row in await database.fetch_all(_BLOCKED, {"seconds": BLOCKED_SECONDS}):
         yield Finding(
             "D104",
@@ -133,6 +135,18 @@ async def _fleet(database: Database) -> Finding:
         "count the workers of all hosts in LOOPSAFE_DB_FLEET_WORKERS, or put a PgBouncer in between"
     )
     return Finding("D105", "warning", f"{what}: the fleet's budget is {budget}", seen, cure)
+
+
+def _too_much(most: int) -> Finding | None:
+    """Tell of a fleet that may have more connections than there are."""
+    budget = fleet_budget()
+    if budget is None or budget <= most:
+        return None
+    cure = (
+        "lower LOOPSAFE_DB_FLEET_CONNECTIONS, raise max_connections, or put a PgBouncer in between"
+    )
+    what = f"the fleet may have {budget} connections, the server takes {most}"
+    return Finding("D107", "warning", what, "what comes last is refused", cure)
 
 
 def _name_of_all(database: Database) -> str:

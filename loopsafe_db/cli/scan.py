@@ -25,12 +25,19 @@ LOOP_BOUND = {
     "redis.asyncio.Redis": "Redis client",
     "redis.asyncio.from_url": "Redis client",
     "redis.asyncio.Redis.from_url": "Redis client",
+    "redis.asyncio.ConnectionPool.from_url": "Redis client",
     "aioredis.from_url": "Redis client",
+    "aiobotocore.session.get_session().create_client": "S3 client",
+    "aiobotocore.session.AioSession().create_client": "S3 client",
+    "aioboto3.Session().client": "S3 client",
+    "aioboto3.Session().resource": "S3 client",
+    "aioboto3.session.Session().client": "S3 client",
     "motor.motor_asyncio.AsyncIOMotorClient": "MongoDB client",
     "openai.AsyncOpenAI": "HTTP client",
 }
 _CURE = "make the handle with loopsafe_db.get_database(), or wrap the factory: LoopLocal(factory)"
 _QUEUES = ("worker_task", "task", "shared_task", "actor")  # decorators of what a queue runs
+_ENTERED = ("__aenter__", "enter_async_context")  # what is made, and then kept, by hand
 _SKIPPED = {".venv", "venv", "node_modules", "site-packages", "build", ".git", "__pycache__"}
 
 
@@ -78,6 +85,10 @@ class _Module:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 for each in node.names:
                     self.names[each.asname or each.name] = f"{node.module}.{each.name}"
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                made = self.name_of(node.value)
+                self.names |= {each.id: made for each in node.targets if isinstance(each, ast.Name)}
 
     def shared(self) -> Iterator[Finding]:
         """Clients that outlive the loop that they are used in."""
@@ -120,20 +131,24 @@ class _Module:
                 yield self._at(worker, "D304", what, cure)
 
     def name_of(self, node: ast.expr) -> str:
-        """What a name or a chain of attributes means, by the imports."""
+        """What a name, a chain of attributes or a call means, by the imports and by what the module's names are."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, node.id)
         if isinstance(node, ast.Attribute):
             return f"{self.name_of(node.value)}.{node.attr}"
+        if isinstance(node, ast.Call):
+            return f"{self.name_of(node.func)}()"
         return "?"
 
     def _kind(self, node: ast.AST | None) -> str | None:
         """What an expression makes, if that belongs to a loop."""
         if isinstance(node, ast.Await):
             return self._kind(node.value)
-        if isinstance(node, ast.Call):
-            return LOOP_BOUND.get(self.name_of(node.func))
-        return None
+        if not isinstance(node, ast.Call):
+            return None
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _ENTERED:
+            return self._kind(node.args[0] if node.args else node.func.value)
+        return LOOP_BOUND.get(self.name_of(node.func))
 
     def _assigned(self, node: ast.stmt, how: str) -> Iterator[Finding]:
         if isinstance(node, ast.Assign | ast.AnnAssign) and (kind := self._kind(node.value)):
@@ -226,4 +241,4 @@ class _Module:
 
 
 def _a(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiouH" else f"a {kind}"
+    return f"an {kind}" if kind[0] in "aeiouHS" else f"a {kind}"

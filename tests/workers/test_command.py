@@ -67,6 +67,27 @@ REFLECTOR_LIKE = {
                 _http = httpx.AsyncClient()
             return _http
     """,
+    "storage.py": """
+        import aioboto3
+        from aiobotocore.session import get_session
+
+        session = get_session()
+        other = aioboto3.Session()  # a session belongs to no loop, what it makes does
+        _s3 = None
+
+        async def s3():
+            global _s3
+            if _s3 is None:
+                _s3 = await session.create_client("s3").__aenter__()
+            return _s3
+
+        async def upload(name):
+            async with other.client("s3") as client:
+                await client.upload_file(name, "meetings", name)
+
+        class Storage:
+            client = other.client("s3")
+    """,
     "workers.py": """
         from __future__ import annotations
         import asyncio
@@ -121,6 +142,8 @@ def test_scan_names_each_singleton_of_a_tree_like_reflectors_with_its_line(
         ("clients.py:7", "D301"),
         ("clients.py:12", "D301"),
         ("clients.py:17", "D301"),
+        ("storage.py:12", "D301"),
+        ("storage.py:20", "D301"),
         ("workers.py:9", "D303"),
         ("workers.py:8", "D304"),
     }
@@ -140,6 +163,19 @@ def test_doctor_tells_how_postgresql_is(postgres_url: str) -> None:
     assert "D100 ok: PostgreSQL " in result.stdout
     assert "connections are in use" in result.stdout
     assert "is in front" not in result.stdout
+
+
+def test_doctor_says_if_the_fleet_may_have_more_connections_than_there_are(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(budget: int) -> list[str]:
+        monkeypatch.setenv("LOOPSAFE_DB_FLEET_CONNECTIONS", str(budget))
+        found = asyncio.run(check_database(postgres_url))
+        return [each.what for each in found if each.code == "D107"]
+
+    assert told(1) == []
+    (found,) = told(1_000_000)
+    assert found.startswith("the fleet may have 1000000 connections, the server takes ")
 
 
 def test_doctor_names_who_is_idle_in_a_transaction(postgres_url: str) -> None:
@@ -299,6 +335,18 @@ def test_doctor_names_ghosts_versions_and_jobs_of_the_dead(
     strangers = "\n".join(map(str, every))
     assert "595f5ddc9711 polls and is no worker of a fleet" in strangers
     assert f"{dead.name} polls and runs version old, not new" in strangers
+
+
+def test_doctor_names_kinds_of_jobs_that_a_dead_worker_keeps_for_an_hour(
+    conductor: ConductorClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conductor.register_task_definitions([{"name": "soon", "responseTimeoutSeconds": 60}])
+    polled = {name: {"host/1/v1"} for name in ("hear", "soon", "not_defined")}
+    monkeypatch.setattr("loopsafe_db.cli.conductor_checks.watch_pollers", lambda *_: polled)
+
+    found = {each.code: each for each in check_conductor(conductor.base_url, 0, None)}
+
+    assert found["D204"].evidence == "hear, not_defined"
 
 
 def test_doctor_names_a_join_that_is_read_as_a_list(conductor: ConductorClient) -> None:
