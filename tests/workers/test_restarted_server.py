@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import multiprocessing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from sqlalchemy import make_url
 
 import reflector_workers
-from loopsafe_db import configure
+from loopsafe_db import configure, get_database
 from loopsafe_db.testing.postgres import EmbeddedPostgres
 from reflector_workers.conductor import ConductorClient, StandInServer
-from reflector_workers.conductor.real import RealServer
 from reflector_workers.fleet import meeting_fleet
 from reflector_workers.progress import WorkflowState, done_by_type, failure_reasons, watch
 from reflector_workers.storage.schema import create_schema
+from reflector_workers.storage.sessions import sessions_left_open
 from tests.conftest import skip_without_postgres
 from tests.workers.support import row_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+How = Literal["fast", "immediate", "kill"]
 FOLDER = Path(reflector_workers.__file__).parent
 PATIENCE = 150.0
 MEETINGS = 12
 RESTARTS_AT = (1, 10, 25, 40, 55)  # jobs that are done, of 60
+WORKERS = "restarted"  # how their sessions are named
+TURNS_OF_EACH = "SELECT count(*) FROM reflector.turns GROUP BY meeting_id"
 
 
 @pytest.fixture
 def conductor() -> Iterator[ConductorClient]:
-    """A stand-in, or the real server: ``CONDUCTOR=real``."""
-    kind = RealServer if os.environ.get("CONDUCTOR") == "real" else StandInServer
-    with kind() as server, ConductorClient(server.url) as client:
+    with StandInServer() as server, ConductorClient(server.url) as client:
         client.register_task_definitions(json.loads((FOLDER / "task_defs.json").read_text()))
         client.put_workflow(json.loads((FOLDER / "workflow.json").read_text()))
         yield client
@@ -47,7 +49,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
     with skip_without_postgres(), EmbeddedPostgres(settings=settings) as server:
         database = configure(url=server.url)
         asyncio.run(create_schema())
-        monkeypatch.setenv("LOOPSAFE_DB_URL", server.url)
+        named = make_url(server.url).update_query_dict({"application_name": WORKERS})
+        monkeypatch.setenv("LOOPSAFE_DB_URL", named.render_as_string(hide_password=False))
         yield server
         asyncio.run(database.disconnect())
 
@@ -55,7 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
 class Restarter:
     """Restarts the server each time that so many jobs are done."""
 
-    def __init__(self, server: EmbeddedPostgres, how: Any) -> None:
+    def __init__(self, server: EmbeddedPostgres, how: How) -> None:
         self._server, self._how = server, how
         self.left = list(RESTARTS_AT)
 
@@ -72,10 +75,10 @@ def test_every_meeting_completes_though_postgresql_restarts(
     server: EmbeddedPostgres,
     short_meeting: Path,
     tmp_path: Path,
-    how: str,
+    how: How,
 ) -> None:
     restarter = Restarter(server, how)
-    with meeting_fleet(conductor.base_url, tmp_path):
+    with meeting_fleet(conductor.base_url, tmp_path) as fleet:
         given = {"folder": str(short_meeting)}
         workflows = [
             conductor.start_workflow("reflector_diarization", given) for _ in range(MEETINGS)
@@ -84,6 +87,10 @@ def test_every_meeting_completes_though_postgresql_restarts(
 
     assert [state.status for state in states] == ["COMPLETED"] * MEETINGS, failure_reasons(states)
     assert restarter.left == []
+    assert (fleet.killed, multiprocessing.active_children()) == (0, [])
     counts = row_counts()
     expected = (MEETINGS, 2 * MEETINGS, 3 * MEETINGS)
     assert (counts["meetings"], counts["tracks"], counts["outputs"]) == expected
+    turns = [row[0] for row in asyncio.run(get_database().fetch_all(TURNS_OF_EACH))]
+    assert (len(turns), len({*turns})) == (MEETINGS, 1)
+    assert asyncio.run(sessions_left_open(WORKERS)) == 0

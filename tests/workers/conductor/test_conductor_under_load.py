@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 import reflector_workers
 from loopsafe_db import configure, get_database
 from loopsafe_db.cli.conductor_checks import check_conductor
+from loopsafe_db.testing.postgres import EmbeddedPostgres
 from reflector_workers.conductor import ConductorClient
 from reflector_workers.conductor.real import RealServer
 from reflector_workers.progress import (
@@ -47,6 +48,11 @@ MEETINGS = 12
 JOBS = 5 * MEETINGS
 KINDS_OF_JOBS = 4
 ROUNDS = 3
+HOW_POSTGRESQL_RESTARTS: tuple[Literal["fast", "immediate", "kill"], ...] = (
+    "fast",
+    "immediate",
+    "kill",
+)
 HOW_IT_RESTARTS: tuple[Literal["term", "kill"], ...] = ("kill", "term", "kill")  # a round each
 PATIENCE = 180.0
 RESPONSE_SECONDS = 5  # after which Conductor gives the job of a dead worker to another
@@ -292,6 +298,40 @@ def restartable(postgres_server: PostgresServer) -> Iterator[RealServer]:
     with RealServer(database=url) as server:
         yield server
     postgres_server.drop_database(make_url(url).database or "")
+
+
+@pytest.fixture
+def postgresql(application: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
+    """A server of this test's own behind `get_database`, that keeps what it has committed."""
+    with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
+        database = configure(url=server.url)
+        asyncio.run(create_schema())
+        named = make_url(server.url).update_query_dict({"application_name": application})
+        monkeypatch.setenv("LOOPSAFE_DB_URL", named.render_as_string(hide_password=False))
+        yield server
+        asyncio.run(database.disconnect())
+
+
+@REAL
+def test_every_meeting_completes_though_postgresql_restarts(
+    client: ConductorClient,
+    fleets: Fleets,
+    postgresql: EmbeddedPostgres,
+    application: str,
+    short_meeting: Path,
+) -> None:
+    meetings = Meetings(client, short_meeting, RESPONSE_SECONDS)
+    fleets.start()
+    for how in HOW_POSTGRESQL_RESTARTS:
+        meetings.begin(MEETINGS // ROUNDS)
+        meetings.busy(fleets)
+        postgresql.restart(how)
+    meetings.finish()
+    fleets.stop()
+
+    assert fleets.codes == [0]
+    assert fleets.processes() == []
+    all_is_well(meetings, application)
 
 
 @pytest.mark.real_conductor
