@@ -48,7 +48,7 @@ def run_shadow(options: DemoOptions, broker: str | None, console: Console) -> li
             shadows = [_finish(*each) for each in runs]
         lost = [f"workflow {each.id} is {each.status}" for each in workflows if not each.completed]
         ours = [int(each.output["meeting_id"]) for each in workflows if each.completed]
-        return [*lost, *asyncio.run(_differences(ours, shadows))]
+        return [*lost, *asyncio.run(differences(ours, shadows))]
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _finish(run: str, prepared: Any) -> int:
     return int(meeting["meeting_id"])
 
 
-async def _differences(ours: Sequence[int], shadows: Sequence[int]) -> list[str]:
+async def differences(ours: Sequence[int], shadows: Sequence[int]) -> list[str]:
     """What two lists of meetings have in the database, and not in common; the first is the measure."""
     wanted = await _stored(ours[0]) if ours else {}
     found = []

@@ -17,8 +17,9 @@ NOTES = "FLEET_NOTES"  # the folder, in the environment of the processes
 
 
 def note(job: Job, what: str) -> None:
-    """Leave a file that says that a job has begun, or ended, and where."""
+    """Say that a job has begun, or ended, and leave a file that says where."""
     path = Path(os.environ[NOTES]) / f"{job.workflow_instance_id}.{what}.{os.getpid()}"
+    print(job.workflow_instance_id, "has", what)
     path.touch()
 
 

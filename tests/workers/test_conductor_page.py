@@ -11,6 +11,9 @@ import pytest
 
 from loopsafe_db import configure
 from loopsafe_db.testing import run_worker
+from reflector_workers.conductor.real import ON_POSTGRESQL
+from reflector_workers.conductor.server_files import JAR_NAME
+from tests.docs.test_docs import ROOT
 from tests.integrations.pages import code_of
 
 if TYPE_CHECKING:
@@ -58,3 +61,11 @@ def test_the_page_on_testing_calls_a_worker(postgres_url: str, tmp_path: Path) -
     )
 
     assert "1 passed" in done.stdout, done.stdout
+
+
+def test_the_page_keeps_conductors_state_in_postgresql_as_our_tests_do() -> None:
+    page = (ROOT / "docs/how-to/conductor.md").read_text(encoding="utf-8")
+    command = page.split("```console\n$ java ")[1].split("```")[0].split()
+
+    assert JAR_NAME in command
+    assert {*ON_POSTGRESQL} < {*command}

@@ -38,7 +38,7 @@ _SERVER_FLAGS = (
     "--conductor.scheduler.enabled=false",
     "--spring.main.lazy-initialization=true",
 )
-_ON_POSTGRESQL = (
+ON_POSTGRESQL = (
     "--conductor.db.type=postgres",
     "--conductor.queue.type=postgres",
     "--conductor.indexing.type=postgres",
@@ -196,7 +196,7 @@ def _persistence(folder: Path, database: str | None) -> tuple[Sequence[str], dic
         return (), {"SPRING_DATASOURCE_URL": f"jdbc:sqlite:{file}"}
     url = make_url(database)
     address = f"{url.host}:{url.port or 5432}/{url.database}"
-    return _ON_POSTGRESQL, {
+    return ON_POSTGRESQL, {
         "SPRING_DATASOURCE_URL": f"jdbc:postgresql://{address}",
         "SPRING_DATASOURCE_USERNAME": url.username or "",
         "SPRING_DATASOURCE_PASSWORD": str(url.password or ""),

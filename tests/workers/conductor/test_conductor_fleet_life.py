@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tests.workers.conductor.rest import Server
 
 KINDS = ("in_thread", "in_loop")
+START_METHODS = ("spawn", "forkserver", "fork")
 ON_THE_STAND_IN = pytest.mark.parametrize(
     "conductor", ["stand_in"], indirect=True
 )  # no matter of the server
@@ -178,7 +179,7 @@ def jobs(conductor: Server) -> Jobs:
 
 
 @ON_THE_STAND_IN
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("method", START_METHODS)
 def test_every_way_to_start_has_the_same_names_reports_and_end(
     method: str, start: Callable[..., Program], jobs: Jobs, tmp_path: Path
 ) -> None:
@@ -378,10 +379,11 @@ def row(tables: list[list[list[str]]], number: int) -> list[str]:
 
 
 @ON_THE_STAND_IN
+@pytest.mark.parametrize("method", START_METHODS)
 def test_a_fleet_whose_parent_is_killed_ends_too(
-    start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+    method: str, start: Callable[..., Program], jobs: Jobs, tmp_path: Path
 ) -> None:
-    program = start(grace=0.3, folder=tmp_path)
+    program = start(start_method=method, grace=0.3, folder=tmp_path)
     for kind in KINDS:
         jobs.end(jobs.begin(kind, 0))
     left = psutil.Process(program.process.pid).children(recursive=True)
@@ -452,6 +454,33 @@ def test_the_fleet_of_the_page_does_the_jobs_of_the_page(
     assert program.stop() == 0
     rows = asyncio.run(Database(postgres_url).fetch_all("SELECT number, square FROM squares"))
     assert [tuple(row) for row in rows] == [(7, 49)]
+
+
+@ON_THE_STAND_IN
+def test_a_process_that_does_not_end_is_killed_and_the_exit_code_says_so(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(grace=0.3)
+    workflow = jobs.begin("in_thread", 60.0)
+    (pid,) = program.begun(workflow)
+
+    os.kill(pid, signal.SIGSTOP)
+
+    assert program.stop() == 1
+    assert not psutil.pid_exists(pid)
+
+
+@ON_THE_STAND_IN
+def test_a_line_of_a_worker_is_on_the_output_of_the_program_at_once_and_says_whose_it_is(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start()
+    workflow = jobs.begin("in_thread", 60.0)  # it prints, without a flush, and goes on
+    (pid,) = program.begun(workflow)
+
+    assert program.process.stdout is not None
+    marked = f"[in_thread {pid}] {workflow} has begun\n"
+    assert any(line == marked for line in program.process.stdout)
 
 
 @ON_THE_STAND_IN
