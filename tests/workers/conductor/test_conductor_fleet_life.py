@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from tests.workers.conductor.rest import Server
 
 KINDS = ("in_thread", "in_loop")
+SHARED = (
+    0.6  # of a spawned worker's own memory is too much for one that was forked from what is loaded
+)
 START_METHODS = ("spawn", "forkserver", "fork")
 ON_THE_STAND_IN = pytest.mark.parametrize(
     "conductor", ["stand_in"], indirect=True
@@ -231,6 +234,28 @@ def test_a_forkserver_imports_the_workers_once_and_freezes_them(
     assert program.stop() == 0
 
     assert all(output["frozen"] > 10_000 for output in outputs)  # type: ignore[index]
+
+
+@ON_THE_STAND_IN
+@pytest.mark.skipif(sys.platform != "linux", reason="what is shared is told by Linux")
+def test_workers_of_a_forkserver_share_what_was_preloaded(
+    start: Callable[..., Program], jobs: Jobs, tmp_path: Path
+) -> None:
+    def own_bytes(name: str, **options: object) -> int:
+        program = start(folder=tmp_path / name, **options)
+        for kind in KINDS:
+            jobs.end(jobs.begin(kind, 0))
+        workers = [psutil.Process(report.pid) for report in read_reports(tmp_path / name)]
+        own = [worker.memory_full_info().uss for worker in workers]
+        assert (program.stop(), len(own)) == (0, len(KINDS))
+        return sum(own)
+
+    spawned = own_bytes("spawned", start_method="spawn")
+    preloaded = own_bytes(
+        "preloaded", start_method="forkserver", preload=["tests.workers.fleet_jobs"]
+    )
+
+    assert preloaded < SHARED * spawned, (preloaded, spawned)
 
 
 @pytest.mark.parametrize("kind", KINDS)
