@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import multiprocessing
 import os
 import select
@@ -39,6 +40,7 @@ KILL_SECONDS = 2.0
 """How much longer than its grace a process may take to end."""
 
 _LOOK_SECONDS = 0.5
+_log = logging.getLogger("loopsafe_db.conductor")
 _WORKER_FIELDS = [name for name in inspect.signature(Worker.__init__).parameters if name != "self"]
 
 
@@ -242,7 +244,9 @@ def _end(children: set[multiprocessing.process.BaseProcess], patience: float) ->
         _wait_for_one(alive, min(_LOOK_SECONDS, until - time.monotonic()))
         alive = {child for child in alive if child.is_alive()}
     for child in alive:
+        _log.warning("%s, pid %s, had to be killed: it did not end in time", child.name, child.pid)
         child.kill()
+    for child in alive:
         child.join()
     return len(alive)
 

@@ -305,7 +305,7 @@ def test_a_busy_fleet_of_fifteen_processes_ends_by_itself_and_loses_no_job(
 
     with capsys.disabled():
         print(f"\n15 processes at work have ended after {took:.1f} s")
-    assert code == 0  # nobody had to be killed
+    assert code == 0, busy.process.communicate()  # nobody had to be killed
     assert psutil.wait_procs(family, PATIENCE)[1] == []
     start(version="new")
     for workflow in workflows:
@@ -493,6 +493,7 @@ def test_a_process_that_does_not_end_is_killed_and_the_exit_code_says_so(
 
     assert program.stop() == 1
     assert not psutil.pid_exists(pid)
+    assert f"pid {pid}, had to be killed" in program.process.communicate()[1]
 
 
 @ON_THE_STAND_IN
