@@ -17,7 +17,6 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import Alarm
-from loopsafe_db._runtime.registry import current_key
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
@@ -413,8 +412,7 @@ class PoolEntry(_ConnectionRecord):
     def _settle_in(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.home_ref() is loop:
             return
-        self.home_ref, self.home_key = weakref.ref(loop), current_key()
-        self.lender.watch(loop)
+        self.home_ref, self.home_key = weakref.ref(loop), self.lender.watch(loop)
         # SQLAlchemy's lock is bound to the loop of its last contention.
         if hasattr(self.dbapi_connection, "_execute_mutex"):
             cast("Any", self.dbapi_connection)._execute_mutex = asyncio.Lock()  # noqa: SLF001

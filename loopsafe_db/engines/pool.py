@@ -238,7 +238,7 @@ class ConnectionPool:
         self.options, self.scope = options, scope
         self._observer, self.tell_use = Observer(self, (), no_listeners), None
         leave_out(driver.traits.name)
-        self.patience = options.pool.idle_timeout or math.inf
+        self.patience, self._pause = options.pool.idle_timeout or math.inf, options.pool.pause
         self.lending: Lending[PoolEntry] = Lending(
             options.pool.max_connections,
             movable=scope.movable,
@@ -612,14 +612,15 @@ class ConnectionPool:
 
     # -- endings
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Note that `loop` has a connection, so that its end is an end of what it left behind."""
+    def watch(self, loop: asyncio.AbstractEventLoop) -> LoopKey:
+        """Note that `loop`, which runs, has a connection, so that its end is an end of what it left behind."""
         state = current_state("a connection pool")
         if state.at_close(self, self._loop_ended):
-            if (pause := self.options.pool.pause) is not None:
-                loop.call_later(pause, self._tick, loop, pause)
+            if self._pause is not None:
+                loop.call_later(self._pause, self._tick, loop, self._pause)
             if not self.scope.movable:
                 state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
+        return state.key
 
     async def close(self) -> None:
         """Close what is idle in the running loop, or in none; what others use stays."""
@@ -752,7 +753,7 @@ class ConnectionPool:
         self.lending.look_again()
         if not self.scope.movable:
             self._end_idle(lambda entry: entry.home is None)
-        elif self.options.pool.pause is not None and self.lending.idle:
+        elif self._pause is not None and self.lending.idle:
             self._reaper.wake()
         for holder in forgotten:
             warnings.warn(f"{_FORGOTTEN}: {holder}", ResourceWarning, stacklevel=2)
@@ -819,7 +820,7 @@ class ConnectionPool:
         """End, in the reaper's thread, what no loop has and nobody used for long, or what is open for too long."""
         is_left = self._spare()
         self._end_idle(lambda entry: entry.home is None and is_left(entry))
-        return self.options.pool.pause if self.lending.idle else None
+        return self._pause if self.lending.idle else None
 
 
 def _untouched(options: DatabaseOptions) -> int:

@@ -34,6 +34,25 @@ def empty_run(child: Child) -> Any:
     return run_each(child, nothing)
 
 
+def held_by_turns(child: Child) -> Any:
+    """An empty `asyncio.run`, then a query in the loop that the connection was opened in."""
+    loop = child.long_loop.get_loop()
+    connection = loop.run_until_complete(asyncpg.connect(child.url))
+
+    async def nothing() -> None:
+        pass
+
+    def measure(count: int) -> Outcome:
+        run, ok = child.run, True
+        start = perf_counter()
+        for n in range(count):
+            run(nothing())
+            ok &= loop.run_until_complete(connection.fetchval(NUMBERED, n)) == n
+        return Outcome(perf_counter() - start, ok)
+
+    return measure
+
+
 def connect_per_run(child: Child) -> Any:
     async def job(n: int) -> Any:
         connection = await asyncpg.connect(child.url)
@@ -154,6 +173,7 @@ CASES = {
     "empty run": empty_run,
     "connect per run": connect_per_run,
     "held": held,
+    "held, by turns": held_by_turns,
     "pool": pool,
     "pool block": pool_block,
     "threads": threads,
