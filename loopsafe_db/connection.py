@@ -814,7 +814,7 @@ class Connection:
         options = {**TIMED, "stream_results": True, "max_row_buffer": BATCH}
         try:
             result = await greenlet_spawn(
-                lambda: self._core().execute(query, values or {}, execution_options=options)
+                self._core().execute, query, values or {}, execution_options=options
             )
         except sa.exc.DBAPIError as error:
             raise self._noted_query(self._driver.original(error), error.statement) from None
@@ -1003,11 +1003,11 @@ class Connection:
     async def _execute_clause_again(self, query: Any, values: Any) -> tuple[list[Record], Any]:
         """Run a clause, and once more where that may help."""
         try:
-            return await greenlet_spawn(self._execute_clause, query, values)
+            return await self._execute_clause(query, values)
         except sa.exc.DBAPIError as error:
             if self.in_transaction or not self.drops_plans(error):
                 raise
-        return await greenlet_spawn(self._execute_clause, query, values)
+        return await self._execute_clause(query, values)
 
     def _check_clause(self, query: Any) -> None:
         self._check()
@@ -1026,17 +1026,21 @@ class Connection:
             self._sqlalchemy = core
         return self._sqlalchemy
 
-    def _execute_clause(self, query: Any, values: Any) -> tuple[list[Record], Any]:
-        core = self._core()
-        if self.in_transaction or self._driver.traits.autocommit:
-            return _run_batches(core, query, values)
-        try:
-            results = _run_batches(core, query, values)
-            core.commit()
-        except Exception:
-            core.rollback()
-            raise
-        return results
+    async def _execute_clause(self, query: Any, values: Any) -> tuple[list[Record], Any]:
+        commits = not (self.in_transaction or self._driver.traits.autocommit)
+        run = _run_and_commit if commits else _run_batches
+        # The greenlet is to know no task, and so no loop: see `greenlets`.
+        return await greenlet_spawn(run, self._core(), query, values)
+
+
+def _run_and_commit(core: sa.Connection, query: Any, values: Any) -> tuple[list[Record], Any]:
+    try:
+        results = _run_batches(core, query, values)
+        core.commit()
+    except Exception:
+        core.rollback()
+        raise
+    return results
 
 
 def _run_batches(core: sa.Connection, query: Any, values: Any) -> tuple[list[Record], Any]:

@@ -306,7 +306,7 @@ class PoolEntry(_ConnectionRecord):
     def _is_of_a_dead_thread(self) -> bool:
         """Tell whether nobody runs its loop any more: the thread that did has ended, and left it open.
 
-        A task that waits in SQLAlchemy's greenlet keeps its loop for ever: no garbage collector looks into that.
+        No garbage collector takes a loop of uvloop's that waits for a socket.
         """
         thread, loop = self.thread, self.home
         is_dead = thread is not None and not thread.is_alive()

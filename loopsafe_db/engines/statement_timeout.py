@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
@@ -14,7 +16,7 @@ from loopsafe_db.errors import CommitUnknown, StatementTimeout
 from loopsafe_db.queries import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from sqlalchemy import URL, Engine
     from sqlalchemy.engine import ExceptionContext
@@ -41,23 +43,58 @@ async def within(seconds: float | None, operation: Awaitable[T]) -> T:
         raise StatementTimeout(seconds) from error
 
 
+class _Limit:
+    """A limit of what SQLAlchemy's greenlet does, kept by the task.
+
+    It knows the task, and so the loop, which a greenlet is not to keep: see `greenlets`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.timeout = asyncio.timeout(seconds)
+
+    def __call__(self, _: asyncio.Task[Any]) -> None:
+        """Be a callback, which the task keeps."""
+
+
+LimitRef = Callable[[], _Limit | None]  # a weak reference
+
+
+def _enter(seconds: float) -> LimitRef:
+    limit = _Limit(seconds)
+    await_only(limit.timeout.__aenter__())
+    _task().add_done_callback(limit)
+    return weakref.ref(limit)
+
+
+def _leave(ref: LimitRef, error: BaseException | None) -> None:
+    limit = ref()
+    if limit is not None:  # else its loop is gone
+        _task().remove_done_callback(limit)
+        await_only(limit.timeout.__aexit__(None if error is None else type(error), error, None))
+
+
+def _task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "asyncio.timeout has refused it"
+    return task
+
+
 def call_within(seconds: float, do: Callable[[], T]) -> T:
     """Call what awaits, in SQLAlchemy's greenlet, and is to end in `seconds`.
 
     Raises:
         StatementTimeout: It has not.
     """
-    limit = asyncio.timeout(seconds)
-    await_only(limit.__aenter__())
+    limit = _enter(seconds)
     try:
         result = do()
     except BaseException as error:
         try:
-            await_only(limit.__aexit__(type(error), error, None))
+            _leave(limit, error)
         except TimeoutError:
             raise StatementTimeout(seconds) from error
         raise
-    await_only(limit.__aexit__(None, None, None))
+    _leave(limit, None)
     return result
 
 
@@ -101,15 +138,14 @@ def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
     def begin(*arguments: Any) -> None:
         context = arguments[4]
         if not TIMED.keys() <= context.execution_options.keys():
-            context.loopsafe_timeout = asyncio.timeout(seconds)
-            await_only(context.loopsafe_timeout.__aenter__())
+            context.loopsafe_limit = _enter(seconds)
 
     def end(*arguments: Any) -> None:
-        _leave(arguments[4], None)
+        _leave_of(arguments[4], None)
 
     def fail(failure: ExceptionContext) -> StatementTimeout | None:
         try:
-            _leave(failure.execution_context, failure.original_exception)
+            _leave_of(failure.execution_context, failure.original_exception)
         except TimeoutError:
             error = StatementTimeout(seconds)
             explain(error, failure.statement, url, caller())
@@ -121,7 +157,7 @@ def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
     event.listen(engine, "handle_error", fail)
 
 
-def _leave(context: Any, error: BaseException | None) -> None:
-    timeout = vars(context).pop("loopsafe_timeout", None) if context is not None else None
-    if timeout is not None:
-        await_only(timeout.__aexit__(None if error is None else type(error), error, None))
+def _leave_of(context: Any, error: BaseException | None) -> None:
+    limit = vars(context).pop("loopsafe_limit", None) if context is not None else None
+    if limit is not None:
+        _leave(limit, error)

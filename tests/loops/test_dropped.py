@@ -57,14 +57,35 @@ async def transaction(db: Database) -> None:
         await db.fetch_val(long_query(db))
 
 
+async def transaction_of_clauses(db: Database) -> None:
+    async with db.transaction():
+        await clause(db)
+
+
 async def session(db: Database) -> None:
     async with db.session() as opened:
         await opened.execute(sa.text(long_query(db)))
 
 
+async def engine(db: Database) -> None:
+    async with db.engine.connect() as opened:
+        await opened.execute(sa.text(long_query(db)))
+
+
+async def stream_of_clauses(db: Database) -> None:
+    async for _ in db.iterate(sa.text(long_query(db)).columns(sa.column("n"))):
+        pass
+
+
 async def stream(db: Database) -> None:
     async for _ in db.iterate(long_query(db)):
         pass
+
+
+async def idle_session(db: Database) -> None:
+    async with db.session() as opened:
+        await opened.execute(sa.text("SELECT 1"))
+        await asyncio.get_running_loop().create_future()
 
 
 async def idle_block(db: Database) -> None:
@@ -94,7 +115,11 @@ def until_it_is_collected(db: Database, work: Work) -> None:
 
     Of uvloop's loops it takes none that waits for a socket.
     """
-    dropped = drop_a_loop(db, work, asyncio.SelectorEventLoop)
+    wait_for_collector(drop_a_loop(db, work, asyncio.SelectorEventLoop))
+
+
+def wait_for_collector(dropped: weakref.ref[asyncio.AbstractEventLoop]) -> None:
+    """Collect until the loop is gone."""
     end = time.monotonic() + 30
     while dropped() is not None and time.monotonic() < end:
         gc.collect()
@@ -109,27 +134,64 @@ def in_a_thread_that_ends(db: Database, work: Work) -> None:
 
 
 async def use(db: Database) -> None:
-    """See that all places are there."""
+    """See that all places are there, for text and clauses."""
     assert await db.fetch_val("SELECT 7") == 7
+    assert await db.fetch_val(sa.select(sa.literal(8))) == 8
     assert db.stats().in_use == 0
 
 
 def check(
-    database: Database, scope: Any, work: Work, drop: Callable[[Database, Work], object]
+    database: Database,
+    scope: Any,
+    work: Work,
+    drop: Callable[[Database, Work], object],
+    statement: float | None = None,
 ) -> None:
-    db = Database(database.url, max_size=1, timeouts=Timeouts(acquire=5), scope=scope)
+    timeouts = Timeouts(acquire=5, statement=statement)
+    db = Database(database.url, max_size=1, timeouts=timeouts, scope=scope)
     for _ in range(2):
         drop(db, work)
         asyncio.run(use(db))
     asyncio.run(db.disconnect())
 
 
+PLAIN = [text, block, transaction, stream, idle_block]
+IN_GREENLETS = [clause, transaction_of_clauses, session, engine, stream_of_clauses]
+
+
 @pytest.mark.parametrize("scope", ["process", "loop"])
-@pytest.mark.parametrize("work", [text, block, transaction, stream, idle_block])
+@pytest.mark.parametrize("work", [*PLAIN, *IN_GREENLETS, idle_session])
 def test_a_loop_that_was_dropped_gives_its_connection_back(
     database: Database, work: Work, scope: Any
 ) -> None:
     check(database, scope, work, until_it_is_collected)
+
+
+@pytest.mark.parametrize("work", [session, engine])
+def test_a_loop_that_was_dropped_within_a_time_limit_gives_its_connection_back(
+    database: Database, work: Work
+) -> None:
+    check(database, "process", work, until_it_is_collected, statement=60)
+
+
+def collected_in_another_thread(db: Database, work: Work) -> None:
+    """Drop a loop here, and have it collected there: a greenlet is ended in its own thread alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        dropped = drop_a_loop(db, work, asyncio.SelectorEventLoop)
+        there = threading.Thread(target=wait_for_collector, args=(dropped,))
+        there.start()
+        there.join()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("work", [clause, session, text])
+def test_a_loop_that_another_thread_collects_gives_its_connection_back(
+    database: Database, work: Work
+) -> None:
+    check(database, "process", work, collected_in_another_thread)
 
 
 @pytest.mark.parametrize("work", [clause, session, text])
