@@ -207,14 +207,11 @@ class StreamCursor:
         """
         if self._is_cut:
             raise TransactionError("reading the rows was interrupted before")
-        self._is_cut = True
         try:
-            result = ask(*args)
-        except Exception:
-            self._is_cut = False
+            return ask(*args)
+        except BaseException as error:
+            self._is_cut = not isinstance(error, Exception)
             raise
-        self._is_cut = False
-        return result
 
 
 class GuardedConnection:
@@ -390,10 +387,17 @@ class GuardedConnection:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the transaction that was begun by us is over there; asyncmy cannot tell what a user has done."""
-        if self.has_lost or not self.is_handed_out or self._keeps_status:
+        """Whether the transaction that was begun by us is over there."""
+        if self.has_lost or not self.is_handed_out:
             return self.has_lost
-        return self.in_transaction and self.had_begun and not self.server_has_begun
+        is_open = self.server_has_begun and not (self._keeps_status and self._has_said_nothing)
+        return self.in_transaction and self.had_begun and not is_open
+
+    @property
+    def _has_said_nothing(self) -> bool:
+        """Whether asyncmy's last statement gave no rows and the status 0, which is not kept in ``server_status``."""
+        result = getattr(self._plain, "_result", None)
+        return result is not None and not (result.field_count or result.server_status)
 
     def forget_status(self) -> None:
         """Have the next answer say so: asyncmy keeps the status where the next one is 0, which is no transaction."""

@@ -172,8 +172,6 @@ async def commit_raw(connection: Connection) -> None:
 async def test_what_was_ended_on_the_raw_connection_is_no_transaction_any_more(
     handle: Database, how: str
 ) -> None:
-    if "asyncmy" in handle.url.drivername:
-        pytest.skip("it does not tell")
     async with handle.connection() as connection:
         with pytest.raises(TransactionAborted, match="LDB109"):  # noqa: PT012
             async with connection.transaction():
@@ -189,6 +187,20 @@ async def test_what_was_ended_on_the_raw_connection_is_no_transaction_any_more(
         async with connection.transaction():
             await connection.execute(INSERT, {"n": 4})
     assert await numbers(handle) == {1, 3, 4}
+
+
+async def test_a_transaction_that_the_raw_connection_was_used_in_is_committed(
+    handle: Database,
+) -> None:
+    if not is_mysql(handle):
+        pytest.skip("only MySQL's status says nothing of it at times")
+    async with handle.connection() as connection, connection.transaction():
+        await connection.execute(INSERT, {"n": 1})
+        async with connection.raw_connection.driver_connection.cursor() as cursor:
+            for query in ("SELECT n FROM things", "INSERT INTO things VALUES (2)", "DO 0"):
+                await cursor.execute(query)
+                await connection.fetch_all("SELECT 1")
+    assert await numbers(handle) == {1, 2}
 
 
 async def test_a_procedure_that_commits_is_told(handle: Database) -> None:
