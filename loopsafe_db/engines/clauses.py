@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.sql.dml import ValuesBase
-from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.elements import BindParameter, ClauseElement
+from sqlalchemy.sql.sqltypes import NULLTYPE, NullType
 from sqlalchemy.util import LRUCache
 
 if TYPE_CHECKING:
@@ -44,10 +45,25 @@ def keyed(query: Any) -> Any:
 
 def with_values(query: Any, values: Any) -> tuple[Any, Any]:
     """Give a clause and what SQLAlchemy binds: SQL among the values, as ``func.now()``, goes into the clause."""
-    if not (isinstance(query, ValuesBase) and isinstance(values, Mapping) and _has_sql(values)):
+    if not (
+        values
+        and isinstance(query, ValuesBase)
+        and isinstance(values, Mapping)
+        and _has_sql(values)
+    ):
         return query, values
     sql = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
     return query.values(sql), {name: values[name] for name in values if name not in sql}
+
+
+def know_null_types(query: Any) -> None:
+    """Tell the values of ``insert().values()`` and ``update().values()`` what their type is to the cache of clauses.
+
+    SQLAlchemy gives each value a `NullType` of its own, which would look through its classes to find what all know.
+    """
+    for value in (query._values or {}).values():  # noqa: SLF001
+        if type(value) is BindParameter and type(value.type) is NullType:
+            value.type._static_cache_key = NULLTYPE._static_cache_key  # noqa: SLF001
 
 
 def batches(query: Any, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Any]]:

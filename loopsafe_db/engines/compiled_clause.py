@@ -12,17 +12,17 @@ from operator import attrgetter
 from types import CodeType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Engine, Row
+from sqlalchemy import Column, Connection, Engine, Row
 from sqlalchemy.engine.cursor import CursorResultMetaData
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import Insert, UpdateBase
+from sqlalchemy.sql.dml import Insert, UpdateBase, ValuesBase
 from sqlalchemy.sql.schema import CallableColumnDefault
 from sqlalchemy.sql.selectable import SelectBase
 
 from loopsafe_db.drivers.session_state import touched_by_sql
-from loopsafe_db.engines.clauses import keyed, with_values
+from loopsafe_db.engines.clauses import keyed, know_null_types, with_values
 from loopsafe_db.engines.listeners import is_ours
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
@@ -57,6 +57,7 @@ class Clauses:
     def __init__(self, engine: Engine) -> None:
         """Note what of ours listens to the engine: it has no need of a clause's long way."""
         self._engine: Any = engine
+        self._counted: tuple[Any, Any] = (), ()  # events, and who listens to them
         self._own = sum(map(is_ours, chain.from_iterable(self._heard())))
 
     def ready(self, query: Any, values: Any) -> ReadyClause | None:
@@ -68,7 +69,10 @@ class Clauses:
             or self._is_watched()
         ):
             return None
-        query, values = with_values(keyed(query), values or {})
+        values = values or {}
+        if isinstance(query, ValuesBase):
+            query, values = with_values(keyed(query), values)
+            know_null_types(query)
         key = query._generate_cache_key()  # noqa: SLF001
         if key is None or (key[2:] and key[2]):  # the values of `ClauseElement.params`
             return None
@@ -85,18 +89,25 @@ class Clauses:
         """Tell whether somebody is to hear of statements, or changes how they run."""
         engine = self._engine
         return bool(
-            self._listening() != self._own
+            getattr(Connection, "_has_events", False)  # SQLAlchemy 2.0 does without
+            or self._listening() != self._own
             or engine._execution_options  # noqa: SLF001
             or engine._should_log_info()  # noqa: SLF001
         )
 
     def _listening(self) -> int:
-        return sum(map(len, self._heard()))
+        """Count who listens. An event that nobody has listened to is another object as soon as somebody does."""
+        heard = self._heard()
+        if heard != self._counted[0]:
+            queues = [queue for one in heard for queue in (one.parent_listeners, one.listeners)]
+            self._counted = heard, queues
+        return sum(map(len, self._counted[1]))
 
     def _heard(self) -> tuple[Any, ...]:
+        """Give the events; of an engine's where SQLAlchemy would look at them."""
         engine = self._engine
-        heard: tuple[Any, ...] = _of_engine(engine.dispatch) + _of_dialect(engine.dialect.dispatch)
-        return heard
+        heard: tuple[Any, ...] = _of_dialect(engine.dialect.dispatch)
+        return heard + _of_engine(engine.dispatch) if engine._has_events else heard  # noqa: SLF001
 
 
 class ReadyClause:
@@ -195,8 +206,8 @@ class CompiledClause:
         """Give the primary key of a one-row insert, else the rows affected."""
         if self._key_of is not None and answer.affected != 0:
             key = self._key_of(self.processed(answer.rows), answer.last_id, values)
-            if key and key[0] is not None:
-                return key[0]
+            if key is not None:
+                return key
             if answer.affected is None and self._returns_unasked:  # SQLite does not count those
                 return 0
         return answer.affected
@@ -371,16 +382,21 @@ def _result_processors(metadata: Any) -> list[tuple[int, Callable[[Any], Any]]]:
 
 
 def _key_getter(compiled: Any) -> Callable[[Iterable[Any], Any, Any], Any] | None:
-    """Give what finds the primary key of an inserted row, as SQLAlchemy's context does it."""
-    if not compiled.isinsert or not isinstance(compiled.compile_state.statement, Insert):
+    """Give what finds the primary key of an inserted row, its first column, as SQLAlchemy's context does it."""
+    statement: Any = compiled.isinsert and compiled.compile_state.statement
+    if not isinstance(statement, Insert) or not statement.table.primary_key:
         return None
     if compiled.implicit_returning:
+        places = {column: place for place, column in enumerate(compiled.implicit_returning)}
+        place = places.get(next(iter(statement.table.primary_key)))
+        if place is not None:
+            return lambda rows, _, __: next((row[place] for row in rows), None)
         returned = compiled._inserted_primary_key_from_returning_getter  # noqa: SLF001
-        return lambda rows, _, values: next((returned(row, values) for row in rows), None)
+        return lambda rows, _, values: next((returned(row, values)[0] for row in rows), None)
     given = compiled._inserted_primary_key_from_lastrowid_getter  # noqa: SLF001
     if compiled.postfetch_lastrowid:
-        return lambda _, last_id, values: given(last_id, values)
-    return lambda _, __, values: given(None, values)
+        return lambda _, last_id, values: given(last_id, values)[0]
+    return lambda _, __, values: given(None, values)[0]
 
 
 # Names of SQLAlchemy's that are no part of its documented interface, by who has them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +40,11 @@ def hand_on(before: AsyncEngine, engine: AsyncEngine) -> None:
         for event in former.dispatch._event_descriptors:  # noqa: SLF001
             if any(id(listener) not in own for listener in event.listeners):
                 heard = getattr(target.dispatch, event.name).for_modify(target.dispatch)
+                there = set(map(id, heard.listeners))  # some of ours are the same on all engines
                 heard._update(event, only_propagate=False)  # noqa: SLF001
-                heard.listeners = deque(one for one in heard.listeners if id(one) not in own)
+                kept = [one for one in heard.listeners if id(one) in there or id(one) not in own]
+                heard.listeners.clear()  # the same queue: it may be known already
+                heard.listeners.extend(kept)
                 target._has_events = True  # noqa: SLF001 (as SQLAlchemy has it when somebody begins to listen)
 
 

@@ -17,6 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from loopsafe_db import Database, PoolLimits
 from loopsafe_db.engines import compiled_clause
+from loopsafe_db.engines.clauses import know_null_types
+from loopsafe_db.engines.listeners import hand_on
 from loopsafe_db.errors import StatementTimeout
 from loopsafe_db.testing import assert_queries
 
@@ -90,6 +92,12 @@ NAMED = sa.Table(
     DATA,
     sa.Column("first", sa.String(10), primary_key=True),
     sa.Column("second", sa.Integer, primary_key=True, autoincrement=False),
+)
+HALF_GIVEN = sa.Table(
+    "half_given",
+    DATA,
+    sa.Column("first", sa.String(10), primary_key=True),
+    sa.Column("second", sa.Integer, primary_key=True, autoincrement=False, server_default="5"),
 )
 ROW: dict[str, Any] = {
     "name": "a % b",
@@ -198,6 +206,7 @@ WRITES: dict[str, Callable[[Database], Clause]] = {
     "an insert with defaults": lambda _: DEFAULTS.insert().values(of_server=3),
     "an insert with a default in context": lambda _: IN_CONTEXT.insert().values(scalar=5),
     "an insert with a key of two": lambda _: NAMED.insert().values(first="b", second=2),
+    "an insert with a key of which half is given": lambda _: HALF_GIVEN.insert().values(first="b"),
     "an insert that is there": lambda _: NAMED.insert().values(first="a", second=1),
     "an upsert that does nothing": lambda database: (
         upsert(database)(NAMED).values(first="a", second=1).on_conflict_do_nothing()
@@ -365,6 +374,18 @@ def test_every_write_gives_the_same_on_both_ways(
     runner.run(work())
 
 
+def test_values_know_of_their_types_what_sqlalchemy_would_find_out() -> None:
+    def clauses() -> Iterator[Any]:
+        yield THINGS.insert().values(**ROW, id=sa.func.random())
+        yield THINGS.update().where(c.id == 1).values(name=sa.bindparam("n", type_=sa.Text), odd=2)
+        yield THINGS.insert()
+
+    for known, alike in zip(clauses(), clauses(), strict=True):
+        know_null_types(known)
+        keys = [clause._generate_cache_key().key for clause in (known, alike)]  # noqa: SLF001
+        assert keys[0] == keys[1]
+
+
 async def make_ready(database: Database, clause: Callable[[], Any]) -> None:
     """Run a clause until it is one for the driver."""
     while not is_direct(database, clause()):
@@ -399,6 +420,38 @@ def test_who_listens_later_hears_of_each_clause(
     runner.run(work())
     assert len(heard) == 2
     assert any("FROM things" in record.getMessage() for record in caplog.records)
+
+
+def test_no_clause_goes_past_who_listens_to_all_connections(
+    database: Database, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hear(*_: Any) -> None:
+        pass
+
+    async def work() -> None:
+        await make(database)
+        await make_ready(database, select_things)
+        monkeypatch.setattr(sa.Connection, "_has_events", False, raising=False)
+        event.listen(sa.Connection, "before_cursor_execute", hear)
+        assert not is_direct(database, select_things())
+        event.remove(sa.Connection, "before_cursor_execute", hear)
+
+    runner.run(work())
+
+
+def test_who_listened_to_the_engine_before_hears_of_errors_of_the_next_ones_clauses(
+    database: Database, runner: asyncio.Runner
+) -> None:
+    former = Database(database.url)
+    event.listen(former.engine.sync_engine, "handle_error", lambda _: None)
+
+    async def work() -> None:
+        await make(database)
+        await make_ready(database, select_things)
+        hand_on(former._pool().engine, database._pool().engine)  # noqa: SLF001
+        assert not is_direct(database, select_things())
+
+    runner.run(work())
 
 
 def test_a_clause_is_in_the_transaction_of_its_task(
