@@ -31,7 +31,7 @@ _SETTINGS = """
 [databases]
 * = host={host} port={port} user={user} password='{password}'
 [pgbouncer]
-listen_addr = 127.0.0.1
+listen_addr = {listens}
 listen_port = {own_port}
 unix_socket_dir =
 auth_type = any
@@ -47,13 +47,16 @@ _KEEPS = (1, 24)  # does so by default
 
 
 @contextmanager
-def pgbouncer(server: str, mode: str, *, keeps: bool = False) -> Iterator[URL]:
+def pgbouncer(
+    server: str, mode: str, *, keeps: bool = False, listens: str = "127.0.0.1"
+) -> Iterator[URL]:
     """Run it in pool mode `mode`; the URL of the same database through it.
 
     Args:
         server: The URL of a database.
         mode: The pool mode.
         keeps: Whether it is to be one of today, which keeps what was prepared; else one that has never heard of that.
+        listens: Where; ``*`` for everywhere.
 
     Raises:
         ServerUnavailableError: There is none.
@@ -68,6 +71,7 @@ def pgbouncer(server: str, mode: str, *, keeps: bool = False) -> Iterator[URL]:
                 **{part: getattr(url, part) for part in ("host", "port", "password")},
                 user=url.username,
                 own_port=port,
+                listens=listens,
                 mode=mode,
                 servers=SERVERS,
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import skip_without
+from tests.drivers.pgbouncer import SERVERS, find_pgbouncer
 from tests.faults.own_network import run_in_own_network
 
 
@@ -32,3 +34,11 @@ def test_the_budget_holds_where_each_host_counts(
     findings = run_in_own_network("tests.faults.two_hosts", counted)
     found = {each["what"]: each for each in findings}
     assert (found[what]["code"], found[what]["evidence"]) == (code, seen)
+
+
+@pytest.mark.timeout(200)
+def test_through_a_pgbouncer_no_host_has_to_know_of_the_others() -> None:
+    with skip_without("PgBouncer"):
+        find_pgbouncer(keeps=False)
+
+    assert run_in_own_network("tests.faults.two_hosts", "pgbouncer") == SERVERS

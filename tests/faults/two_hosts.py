@@ -1,7 +1,8 @@
 """A fleet on two hosts: ``unshare --net python -m tests.faults.two_hosts WORKERS``.
 
 In this network of its own each host is a further one, with an address on a bridge. Each has one worker, the budget is
-four connections, and WORKERS is how many each of them counts. Prints as JSON what the doctor finds.
+four connections, and WORKERS is how many each of them counts. Prints as JSON what the doctor finds. If WORKERS is
+``pgbouncer``, there is no budget, but one in transaction mode in front; it prints how many sessions the server has.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from sqlalchemy import make_url
 from loopsafe_db import Database, get_database
 from loopsafe_db.cli.database_checks import check_database
 from loopsafe_db.testing.postgres import EmbeddedPostgres
+from tests.drivers.pgbouncer import pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import URL
+
 BUDGET = 4
 HERE, HOSTS = "10.77.0.1", ("10.77.0.2", "10.77.0.3")
 MANY = 8  # queries at once
+_SESSIONS = """
+SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 
 
 def _ip(*words: str) -> None:
@@ -92,19 +99,31 @@ def _let_in(url: str) -> None:
 
 
 def main(workers: str) -> None:
-    """Connect both, and have the doctor look."""
+    """Connect both, and have the doctor look, or count."""
     _make_network()
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedPostgres(settings={"listen_addresses": "*"}))
         _let_in(server.url)
-        url = make_url(server.url).set(host=HERE).render_as_string(hide_password=False)
-        os.environ["LOOPSAFE_DB_URL"] = url
         os.environ["LOOPSAFE_DB_APPLICATION_NAME"] = "reflector {process} {pid}"
-        os.environ["LOOPSAFE_DB_FLEET_CONNECTIONS"] = str(BUDGET)
-        os.environ["LOOPSAFE_DB_FLEET_WORKERS"] = workers
-        for address in HOSTS:
-            stack.enter_context(_host(address))
-        print(json.dumps([asdict(each) for each in asyncio.run(check_database(url))]), flush=True)
+        if workers == "pgbouncer":
+            pooler = stack.enter_context(pgbouncer(server.url, "transaction", listens="*"))
+            _connect_both(pooler, {"PGBOUNCER": "transaction"}, stack)
+            found: object = int(asyncio.run(_ask(server.url, _SESSIONS)))
+        else:
+            budget = {"FLEET_CONNECTIONS": str(BUDGET), "FLEET_WORKERS": workers}
+            url = _connect_both(make_url(server.url), budget, stack)
+            found = [asdict(each) for each in asyncio.run(check_database(url))]
+        print(json.dumps(found), flush=True)
+
+
+def _connect_both(url: URL, settings: dict[str, str], stack: ExitStack) -> str:
+    """Have a worker on each host use it; the URL as they know it."""
+    known = url.set(host=HERE).render_as_string(hide_password=False)
+    for name, value in {"URL": known, **settings}.items():
+        os.environ[f"LOOPSAFE_DB_{name}"] = value
+    for address in HOSTS:
+        stack.enter_context(_host(address))
+    return known
 
 
 if __name__ == "__main__":
