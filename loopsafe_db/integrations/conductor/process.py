@@ -266,14 +266,26 @@ class WorkerProcess:
                     os.kill(self._terms.logger_pid, signal.SIGTERM)
 
     def _give_up(self) -> None:
-        """End without the jobs that are still here. Those of a thread may be reported already: that changes nothing."""
-        for task_id, job in self._jobs.copy().items():
-            if job.task is None or not job.task.done():
-                self._hand_back(task_id, job.workflow_id)
+        self.hand_back()
         self.report(ended=True)
         with suppress(ValueError, OSError):
             sys.stdout.flush()
         os._exit(0)
+
+    def hand_back(self) -> None:
+        """Give back the jobs that are still here, all at once: a process that takes long to end is killed.
+
+        Those of a thread may be reported already: that changes nothing.
+        """
+        left = [
+            threading.Thread(target=self._hand_back, args=(task_id, job.workflow_id), daemon=True)
+            for task_id, job in self._jobs.copy().items()
+            if job.task is None or not job.task.done()
+        ]
+        for each in left:
+            each.start()
+        for each in left:
+            each.join()
 
     def _hand_back(self, task_id: str, workflow_id: str) -> None:
         """Have Conductor deliver a job again at once; its tries are not spent."""

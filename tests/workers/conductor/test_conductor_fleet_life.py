@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -16,8 +17,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 import pytest
@@ -45,6 +47,8 @@ KINDS = ("in_thread", "in_loop")
 SHARED = (
     0.6  # of a spawned worker's own memory is too much for one that was forked from what is loaded
 )
+JOBS_OF_A_PROCESS = 3
+GIVE_UP_SECONDS = 15.0
 START_METHODS = ("spawn", "forkserver", "fork")
 ON_THE_STAND_IN = pytest.mark.parametrize(
     "conductor", ["stand_in"], indirect=True
@@ -222,6 +226,41 @@ def test_no_report_replaces_the_last_one(tmp_path: Path, monkeypatch: pytest.Mon
     process.report(ended=False)
 
     assert [report.ended for report in read_reports(tmp_path)] == [True]
+
+
+class _SlowConductor(BaseHTTPRequestHandler):
+    """Answers nobody until all jobs are on their way back."""
+
+    all_are_here = threading.Barrier(JOBS_OF_A_PROCESS)
+    given_back: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.all_are_here.wait(GIVE_UP_SECONDS)
+        self.given_back.append(f"{job['taskId']} {job['status']} {job['callbackAfterSeconds']}")
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """No word on standard error."""
+
+
+def test_the_jobs_of_a_process_are_given_back_all_at_once() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _SlowConductor) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = Configuration(server_api_url=f"http://127.0.0.1:{server.server_address[1]}/api")
+        terms = FleetTerms(os.getpid(), there, "v7", 1.0, None)
+        process = WorkerProcess(terms, "v7", "in_thread")
+        for number in range(JOBS_OF_A_PROCESS):
+            process.begin(f"task_{number}", "workflow")
+
+        process.hand_back()
+        server.shutdown()
+
+    assert sorted(_SlowConductor.given_back) == [
+        f"task_{number} IN_PROGRESS 0" for number in range(JOBS_OF_A_PROCESS)
+    ]
 
 
 @ON_THE_STAND_IN
