@@ -35,6 +35,7 @@ from loopsafe_db.engines.credentials import Credentials
 from loopsafe_db.engines.entry import PoolEntry, Proxy
 from loopsafe_db.engines.failing import named, tell_of_opening
 from loopsafe_db.engines.fork_locks import guard_locks
+from loopsafe_db.engines.greenlets import mend_greenlets
 from loopsafe_db.engines.listeners import listeners_of
 from loopsafe_db.engines.pinning import PinnedQueue, pin
 from loopsafe_db.engines.pool import ConnectionPool, SharedQueue, refuse_others
@@ -248,6 +249,7 @@ async def _initialise(pool: ConnectionPool, raw: Any, connecting: ConnectOptions
 def make_engine(options: DatabaseOptions, find_pool: Callable[[], ConnectionPool]) -> AsyncEngine:
     """Make SQLAlchemy's engine on the connections of whichever process uses it."""
     guard_locks()
+    mend_greenlets()
     driver, _ = connect_options(options)
     traits = driver.traits
     url = dialect_url(options)

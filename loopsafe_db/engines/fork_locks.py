@@ -20,18 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _lock_of(counter: Callable[[], int]) -> Any:
-    """Give the lock of a ``sqlalchemy.util.counter()``, which only its closure knows."""
-    (lock,) = (
-        cell.cell_contents
-        for cell in counter.__closure__ or ()
-        if hasattr(cell.cell_contents, "acquire")
-    )
-    return lock
+def _locks_of(counter: Callable[[], int]) -> list[Any]:
+    """Give the lock of a ``sqlalchemy.util.counter()``, which only its closure knows; nothing where it needs none."""
+    cells = counter.__closure__ or ()
+    return [cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "acquire")]
 
 
 @cache
 def guard_locks() -> None:
     """Have each fork from now on wait for SQLAlchemy's locks."""
     counters = (_new_sessionid, _new_runid, _server_side_id)
-    wait_at_forks(_CONFIGURE_MUTEX, *map(_lock_of, counters))
+    wait_at_forks(_CONFIGURE_MUTEX, *(lock for one in counters for lock in _locks_of(one)))

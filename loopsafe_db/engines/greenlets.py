@@ -12,6 +12,7 @@ awaited no more once somebody awaits it: that refers to the event loop, which ma
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,10 +52,11 @@ def _hand_on(awaitable: Any, *, current: Any, kind: Any, handed_on: Any, refuse:
     return this.parent.switch(awaitable)
 
 
+@cache
 def mend_greenlets() -> None:
     """Have what SQLAlchemy runs in a greenlet come back to who throws into it, and know no more what is awaited for it.
 
-    Its dialects have `await_only` by name, so that is given other code.
+    Its dialects have `await_only` by name, so that is given other code; not where a release has made it another thing.
     """
     spawned, kind = greenlet_spawn(getcurrent), cast("Any", greenlet)
     try:
@@ -62,7 +64,10 @@ def mend_greenlets() -> None:
     except StopIteration as ended:
         kind = type(ended.value)
     kind.throw = _throw
-    if await_only.__kwdefaults__ is None:  # once
+    known = getattr(await_only, "__code__", None)
+    if known is not None and known.co_varnames[: known.co_argcount + known.co_kwonlyargcount] == (
+        "awaitable",
+    ):
         refuse = FunctionType(await_only.__code__, await_only.__globals__)
         names = {"current": getcurrent, "kind": kind, "handed_on": _HandedOn, "refuse": refuse}
         await_only.__code__, await_only.__kwdefaults__ = _hand_on.__code__, names

@@ -34,7 +34,6 @@ from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.connecting import Outage
 from loopsafe_db.engines.entry import NOT_USED, PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
-from loopsafe_db.engines.greenlets import mend_greenlets
 from loopsafe_db.engines.holders import leave_out
 from loopsafe_db.engines.lending import LOST_TIMEOUT, Lending, Slot, is_gone, items_of
 from loopsafe_db.engines.logs import loggers
@@ -66,7 +65,6 @@ if TYPE_CHECKING:
     from loopsafe_db.records import Record
 
 _log = logging.getLogger("loopsafe_db")
-mend_greenlets()
 _READ_ONLY = "25006"  # SQLSTATE
 # By itself, and not for what the user has said of a transaction or a session.
 _REFUSES_WRITES = """SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_settings WHERE
