@@ -65,9 +65,7 @@ def mend_greenlets() -> None:
         kind = type(ended.value)
     kind.throw = _throw
     known = getattr(await_only, "__code__", None)
-    if known is not None and known.co_varnames[: known.co_argcount + known.co_kwonlyargcount] == (
-        "awaitable",
-    ):
+    if known is not None and (known.co_argcount, known.co_kwonlyargcount) == (1, 0):
         refuse = FunctionType(await_only.__code__, await_only.__globals__)
         names = {"current": getcurrent, "kind": kind, "handed_on": _HandedOn, "refuse": refuse}
         await_only.__code__, await_only.__kwdefaults__ = _hand_on.__code__, names
