@@ -19,9 +19,6 @@ class ProcessSnapshot:
         loops_seen: Event loops that have used a database.
         loops_alive: Those that hold one now.
         pools: The live pools, a figure each.
-        opened: Connections opened since the process began.
-        reused: Acquisitions that found an idle connection.
-        left_open: Connections open now.
         total: All pools together, with those that have ended.
     """
 
@@ -29,10 +26,22 @@ class ProcessSnapshot:
     loops_seen: int
     loops_alive: int
     pools: tuple[PoolStats, ...]
-    opened: int
-    reused: int
-    left_open: int
     total: PoolStats
+
+    @property
+    def opened(self) -> int:
+        """Connections opened since the process began."""
+        return self.total.opened
+
+    @property
+    def reused(self) -> int:
+        """Acquisitions that found an idle connection."""
+        return self.total.reused
+
+    @property
+    def left_open(self) -> int:
+        """Connections open now."""
+        return self.total.idle + self.total.in_use
 
 
 def live_pools() -> list[ConnectionPool]:
@@ -46,13 +55,4 @@ def snapshot() -> ProcessSnapshot:
     total = PoolStats()
     for stats in [past, *live]:
         total.add(stats)
-    return ProcessSnapshot(
-        os.getpid(),
-        loops_seen(),
-        len(live_states()),
-        tuple(live),
-        total.opened,
-        total.reused,
-        total.idle + total.in_use,
-        total,
-    )
+    return ProcessSnapshot(os.getpid(), loops_seen(), len(live_states()), tuple(live), total)
