@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loopsafe_db import lexer
@@ -81,8 +82,17 @@ def refuse_end(statement: str, keeper: str) -> None:
 
 def refuse_end_in_sql(sql: str, dialect: str, keeper: str) -> None:
     """Do so for SQL that was not compiled by us; what MySQL commits unasked is left to sessions."""
-    # Of one statement its beginning says it, and to read a long one to its end takes milliseconds.
-    found: Iterable[str] = lexer.statements_of(sql if ";" in sql else sql[:_HEAD], dialect)
+    if ";" in sql:
+        refuse_end(_end_in_sql(sql, dialect, keeper), keeper)
+    else:  # its beginning says it, and to read a long one to its end takes milliseconds
+        refuse_end(_known_end(sql[:_HEAD], dialect, keeper), keeper)
+
+
+def _end_in_sql(sql: str, dialect: str, keeper: str) -> str:
+    found: Iterable[str] = lexer.statements_of(sql, dialect)
     if keeper == SESSION:
         found = (one for one in found if not commits_unasked(one, dialect))
-    refuse_end(end_in(found, dialect), keeper)
+    return end_in(found, dialect)
+
+
+_known_end = lru_cache(1024)(_end_in_sql)

@@ -45,7 +45,38 @@ def may_have_news(since: float) -> bool:
     return time.monotonic() - since > _NO_NEWS
 
 
-class MovableTransport(asyncio.Transport):
+class Preceding:
+    """A transport that can send something ahead of what is written next, as one piece with it."""
+
+    _ahead = b""
+
+    def precede(self, data: bytes) -> None:
+        """Send this ahead of what is written next."""
+        self._ahead = data
+
+    def withdraw(self) -> bool:
+        """Take that back; tell whether it was not sent yet."""
+        unsent, self._ahead = self._ahead, b""
+        return bool(unsent)
+
+
+class PrecedingTls(Preceding):
+    """asyncio's transport with TLS."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: Any) -> None:
+        """Encrypt and send it."""
+        if self._ahead:
+            data, self._ahead = self._ahead + data, b""
+        self._transport.write(data)
+
+
+class MovableTransport(Preceding, asyncio.Transport):
     """A connected socket, read and written by the loop that it is attached to.
 
     Lives as long as its connection. Only the thread of that loop calls it, but for `abort`, which any may call.
@@ -158,6 +189,8 @@ class MovableTransport(asyncio.Transport):
             self._home is nowhere
         ):  # its user kept it, though it was given back: under `force_rollback`
             self.attach()
+        if self._ahead:
+            data, self._ahead = self._ahead + data, b""
         sent = 0 if self._unsent else self._send(data)
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]

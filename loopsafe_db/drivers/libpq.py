@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import stat
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db.options import DatabaseOptions
 
+_LONG = 4_000  # characters of a text that is not kept
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VALUES = {  # the libpq names that take one of a few words
     "ssl": (*_SSL_MODES, "true", "false"),
@@ -423,6 +425,17 @@ class RefusesCopy:
         """Execute, with many."""
         _refuse_engines_copy(statement)
         super().do_executemany(cursor, statement, *rest)  # type: ignore[misc]
+
+
+def needs_a_look(statement: str) -> bool:
+    """Tell whether a statement may be one that commits, discards what was prepared, or copies."""
+    return len(statement) > _LONG or _may_be_special(statement)
+
+
+@lru_cache(1024)
+def _may_be_special(statement: str) -> bool:
+    ends = COMMITS.match(statement) or DISCARDS.match(statement)
+    return ends is not None or "copy" in statement.lower()
 
 
 def _refuse_engines_copy(statement: str) -> None:

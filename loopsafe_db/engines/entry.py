@@ -177,10 +177,9 @@ class PoolEntry(_ConnectionRecord):
         if was_ready and not ready:
             self.lender.counts.reused -= 1
             self.lender.counts.connections_lost += 1
-        if self.dbapi_connection is not None and not ready:
-            self.terminate()
-        connection = self._connect()
         if not ready:
+            self.terminate()
+            self._connect()
             self.raw, self.touched = self.of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
             self._settle_in(loop)
@@ -189,24 +188,23 @@ class PoolEntry(_ConnectionRecord):
         self.note_who_waited()
         if self.lender.options.setup is not None and not (ready and self.lender.pinned):
             await_only(self.lender.set_up(self))
-        return connection
+        return self.dbapi_connection
 
-    def _connect(self) -> Any:
-        """Give SQLAlchemy's connection, opened and prepared by SQLAlchemy if need be."""
+    def _connect(self) -> None:
+        """Have SQLAlchemy open a connection, and prepare it."""
         task, known = asyncio.current_task(), False
         try:
-            connection = super().get_connection() if self.is_open else self._open_counted()
+            self._open_counted()
             known = True
         finally:
             self.lender.first.leave(task, known=known)
-        return connection
 
-    def _open_counted(self) -> Any:
+    def _open_counted(self) -> None:
         counts, began = self.lender.counts, time.monotonic()
         counts.connections_num += 1
         self.raw = None  # that of a connection before
         try:
-            connection = self._open()
+            self._open()
         except BaseException:
             counts.connections_errors += 1
             counts.requests_errors += 1
@@ -214,7 +212,6 @@ class PoolEntry(_ConnectionRecord):
         seconds = time.monotonic() - began
         counts.connections_ms += seconds * 1000
         self.note_wait(connecting=seconds)
-        return connection
 
     def note_wait(self, *, waited: float = 0.0, connecting: float = 0.0) -> None:
         """Note what the one who is about to get it has waited for."""
@@ -249,7 +246,7 @@ class PoolEntry(_ConnectionRecord):
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]
         """The driver's own connection, for SQLAlchemy's users: refused when it is back."""
-        if self.dbapi_connection is None or self.is_being_opened:
+        if self.is_being_opened:
             return super().driver_connection
         return user_side(self.lender.driver, self.hand_out())
 
@@ -278,7 +275,6 @@ class PoolEntry(_ConnectionRecord):
             and not soft
             and in_greenlet()
             and self.lender.key.pid == os.getpid()
-            and self.is_open
             and not self.is_being_opened
         ):
             proxy = self.fairy_ref
@@ -362,8 +358,8 @@ class PoolEntry(_ConnectionRecord):
 
     @property
     def is_being_opened(self) -> bool:
-        """Whether SQLAlchemy has a new connection, and asks that what it can do."""
-        return self.raw is None or self.raw is not self.of_driver
+        """Whether SQLAlchemy has no connection, or a new one, and asks that what it can do."""
+        return self.raw is None or self.dbapi_connection is None
 
     @property
     def holder(self) -> Holder:

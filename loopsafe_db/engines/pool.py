@@ -104,7 +104,9 @@ class SharedQueue(Pool):
 
     def _do_return_conn(self, record: Any) -> None:
         returning = record.lender.returning
-        if record.is_open and in_greenlet() and not returning.is_idle(record):
+        if returning.release_idle(record):
+            return
+        if record.is_open and in_greenlet():
             await_only(returning.release(record))
         else:
             returning.release_nowait(record)

@@ -220,39 +220,42 @@ async def _nothing() -> None:
 def mark_doubt(dialect: Any) -> None:
     """Have an engine's connections be in doubt while the dialect asks the server something; and know what it changes.
 
+    `end_in_time` does so for rollbacks.
+
     By no event: with one, SQLAlchemy would make a list of listeners for each event of each connection.
     """
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _executing(getattr(dialect, name), dialect.name))
-    for name in ("do_begin", "do_rollback"):
-        setattr(dialect, name, _marking(getattr(dialect, name)))
+    dialect.do_begin = _marking(dialect.do_begin)
     dialect.do_commit = _marking(_noting_commit(dialect.do_commit))
 
 
 def end_in_time(dialect: Any, driver: Driver) -> None:
     """Have an engine's rollback take 2 s at most: then the connection is ended, and the server rolls back."""
     do_rollback = dialect.do_rollback
+    in_doubt = _marking(do_rollback)
 
     def call(proxy: Any) -> None:
         entry = _entry_of_proxy(proxy)
-        if entry is not None and entry.is_being_opened:
+        if entry is None:
+            do_rollback(proxy)
+        elif entry.is_being_opened:
             try:
                 do_rollback(proxy)
             except Exception as error:
                 tell_of_opening(entry, error)
                 raise
-            return
-        if entry is None or not in_greenlet() or driver.state(entry.raw) is _IDLE:
-            do_rollback(proxy)
-            return
-        entry.alarm.set(asyncio.get_running_loop(), entry.terminate_in_use)
-        try:
-            do_rollback(proxy)
-        except Exception:
-            if entry.is_open:
-                raise
-        finally:
-            entry.alarm.clear()
+        elif driver.state(entry.raw) is _IDLE or not in_greenlet():
+            in_doubt(proxy)
+        else:
+            entry.alarm.set(asyncio.get_running_loop(), entry.terminate_in_use)
+            try:
+                in_doubt(proxy)
+            except Exception:
+                if entry.is_open:
+                    raise
+            finally:
+                entry.alarm.clear()
 
     dialect.do_rollback = call
 
@@ -265,12 +268,16 @@ def _executing(do: Callable[..., None], dialect: str) -> Callable[..., None]:
 
     def call(cursor: Any, statement: str, *rest: Any) -> None:
         entry = _entry_of_context(rest[-1])
-        if entry is not None:
-            if entry.kept_by:
-                refuse_end_in_sql(statement, dialect, entry.kept_by)
-            if touched := touched_by_sql(statement, dialect):
-                entry.touch(touched)
-        _do_in_doubt(entry, do, cursor, statement, *rest)
+        if entry is None:
+            do(cursor, statement, *rest)
+            return
+        if entry.kept_by:
+            refuse_end_in_sql(statement, dialect, entry.kept_by)
+        if touched := touched_by_sql(statement, dialect):
+            entry.touch(touched)
+        entry.in_doubt = True
+        do(cursor, statement, *rest)
+        entry.in_doubt = False
 
     return call
 
@@ -278,9 +285,14 @@ def _executing(do: Callable[..., None], dialect: str) -> Callable[..., None]:
 def _marking(do: Callable[[Any], None]) -> Callable[[Any], None]:
     def call(proxy: Any) -> None:
         entry = _entry_of_proxy(proxy)
-        if entry is not None and entry.kept_by == SESSION:
+        if entry is None:  # the connection is being opened
+            do(proxy)
+            return
+        if entry.kept_by == SESSION:
             entry.kept_by = ""
-        _do_in_doubt(entry, do, proxy)
+        entry.in_doubt = True
+        do(proxy)
+        entry.in_doubt = False
 
     return call
 
@@ -293,15 +305,6 @@ def _keep(_session: Session, _transaction: object, connection: Connection) -> No
         return
     if not isinstance(connection.get_transaction(), TwoPhaseTransaction):
         entry.kept_by = SESSION
-
-
-def _do_in_doubt(entry: PoolEntry | None, do: Callable[..., None], *args: Any) -> None:
-    if entry is None:  # the connection is being opened
-        do(*args)
-        return
-    entry.in_doubt = True
-    do(*args)
-    entry.in_doubt = False
 
 
 def _noting_commit(do_commit: Callable[[Any], None]) -> Callable[[Any], None]:
