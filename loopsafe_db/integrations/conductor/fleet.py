@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from conductor.client.automator import task_handler
 from conductor.client.automator.task_handler import TaskHandler, get_registered_workers
 from conductor.client.configuration.configuration import Configuration
 from conductor.client.worker.worker import Worker
@@ -150,7 +151,8 @@ class Fleet:
         if handler is not None:
             handler.restart_on_failure = False
             children = set(handler.task_runner_processes)  # those of now: some may be replacements
-        self.killed += _end(children, self._terms.grace + KILL_SECONDS)
+        with _no_alarm():
+            self.killed += _end(children, self._terms.grace + KILL_SECONDS)
         if handler is not None:
             handler.stop_processes()
             _end({handler.logger_process}, KILL_SECONDS)
@@ -253,6 +255,18 @@ def _end(children: set[multiprocessing.process.BaseProcess], patience: float) ->
 
 def _wait_for_one(children: set[multiprocessing.process.BaseProcess], seconds: float) -> None:
     multiprocessing.connection.wait([child.sentinel for child in children], max(seconds, 0))
+
+
+@contextmanager
+def _no_alarm() -> Iterator[None]:
+    """The SDK goes on looking after its processes: of one that was asked to end it would warn that it crashes."""
+    logger: logging.Logger = task_handler.logger
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

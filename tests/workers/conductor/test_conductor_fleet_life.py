@@ -310,6 +310,20 @@ def test_a_job_in_flight_is_finished_and_reported_when_the_fleet_stops(
     assert f"/{pid}/" in str(jobs.end(workflow)["workerId"])
 
 
+@ON_THE_STAND_IN
+def test_no_process_that_ends_as_it_was_told_is_warned_of(
+    start: Callable[..., Program], jobs: Jobs
+) -> None:
+    program = start(grace=20.0)
+    jobs.end(jobs.begin("in_loop", 0))
+    workflow = jobs.begin("in_thread", 6.0)  # the SDK looks after its processes every five seconds
+    program.begun(workflow)
+
+    assert program.stop() == 0
+
+    assert "Worker process" not in "".join(program.process.communicate())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_that_does_not_end_in_time_goes_to_the_next_fleet_at_once(
     kind: str, start: Callable[..., Program], jobs: Jobs
