@@ -239,8 +239,9 @@ def _table(seen: WorkflowView) -> Table:
         table.add_column(column, overflow="fold")
     for each in seen.attempts:
         took = "" if each.took is None else f"{each.took} ms"
+        worker = f"{each.worker_id} (ghost)" if each.is_ghost else each.worker_id
         table.add_row(
-            *map(escape, (each.reference, each.status, str(each.attempt), each.worker_id)),
+            *map(escape, (each.reference, each.status, str(each.attempt), worker)),
             *(f"{each.waited} ms", took, escape(each.reason[:200])),
             style="red" if each.is_ghost else None,
         )

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from loopsafe_db.cli.conductor_api import Conductor, ConductorUnavailable
 from loopsafe_db.cli.findings import LOOK_SECONDS, Finding
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Pollers = dict[str, set[str]]  # worker ids by kind of job
 
-_RESTART = "stop it: the host is in its id (docker ps, systemctl); start it with run_workers, which names and ends it"
+_STOP_PARENT = "stop its parent, `ps -o ppid= -p PID`, which would replace it"
 _MOST = 100  # workflows of each sort that are looked at
 _DEFAULT = 3600  # responseTimeoutSeconds, of a kind without a definition, too
 _FEW = 5  # jobs of a kind, below which none is called fast
@@ -48,7 +49,7 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
     tasks = [task for workflow in workflows for task in workflow["tasks"]]
     return [
         Finding("D200", "ok", f"Conductor answers, {len(running)} workflows run", url),
-        *_polling(pollers, version),
+        *_polling(pollers, version, url),
         *_costly(definitions, pollers),
         *_read_as_lists(plans),
         *_taken_along(tasks),
@@ -72,7 +73,7 @@ def watch_pollers(conductor: Conductor, seconds: float) -> Pollers:
         time.sleep(LOOK_SECONDS)
 
 
-def _polling(pollers: Pollers, version: str | None) -> Iterator[Finding]:
+def _polling(pollers: Pollers, version: str | None, url: str) -> Iterator[Finding]:
     strangers: dict[str, set[str]] = defaultdict(set)
     for task_type, ids in sorted(pollers.items()):
         names = [WorkerName.read(id) for id in sorted(ids)]
@@ -90,15 +91,25 @@ def _polling(pollers: Pollers, version: str | None) -> Iterator[Finding]:
             if name.is_ghost(version):
                 strangers[name.text].add(task_type)
     for text, task_types in strangers.items():
-        known = WorkerName.read(text).version
+        name = WorkerName.read(text)
         why = (
-            f"runs version {known}, not {version}"
-            if known
+            f"runs version {name.version}, not {version}"
+            if name.version
             else "is no worker of a fleet of loopsafe_db"
         )
-        yield Finding(
-            "D203", "error", f"{text} polls and {why}", ", ".join(sorted(task_types)), _RESTART
-        )
+        seen, cure = ", ".join(sorted(task_types)), _how_to_stop(name, url)
+        yield Finding("D203", "error", f"{text} polls and {why}", seen, cure)
+
+
+def _how_to_stop(name: WorkerName, url: str) -> str:
+    """Lead to the process. The SDK alone names a worker after its host, as a container's is."""
+    if name.pid is not None:
+        return f"on {name.host}, {_STOP_PARENT.replace('PID', str(name.pid))}"
+    port = urlsplit(url).port or 80
+    return (
+        f"on {name.host}, a host or a container, `ss -tnp 'dport = :{port}'` lists who talks to Conductor; "
+        f"of the one that no other id here has, {_STOP_PARENT}"
+    )
 
 
 def _costly(definitions: list[dict[str, Any]], pollers: Pollers) -> Iterator[Finding]:

@@ -334,7 +334,10 @@ def test_doctor_names_ghosts_versions_and_jobs_of_the_dead(
     assert "hour" in found["D204"]
     strangers = "\n".join(map(str, every))
     assert "595f5ddc9711 polls and is no worker of a fleet" in strangers
+    port = conductor.base_url.rpartition(":")[2].partition("/")[0]
+    assert f"on 595f5ddc9711, a host or a container, `ss -tnp 'dport = :{port}'`" in strangers
     assert f"{dead.name} polls and runs version old, not new" in strangers
+    assert f"`ps -o ppid= -p {dead.name.split('/')[1]}`" in strangers
 
 
 def test_doctor_names_kinds_of_jobs_that_a_dead_worker_keeps_for_an_hour(
@@ -403,7 +406,7 @@ def test_a_workflow_is_shown_drawn_and_told_with_its_ghosts(
     told = invoke("workflow", id, *server, "--json")
 
     assert shown.exit_code == told.exit_code == 1
-    assert "ghost" in shown.stdout
+    assert "ghost (ghost)" in shown.stdout  # whoever sees no colours, too
     assert picture.read_text().startswith("<svg")
     assert "#d00000" in page.read_text()
     (attempt,) = json.loads(told.stdout)["attempts"]
