@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,10 @@ _SECONDS = 10.0
 
 class ConductorUnavailable(Exception):
     """Conductor does not answer, or refuses; the text says where and what."""
+
+
+class NotThere(ConductorUnavailable):
+    """It answers, and knows of no such thing."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,8 @@ class Conductor:
                 body = answer.read()
         except urllib.error.HTTPError as error:
             said = error.read(500).decode(errors="replace")
-            raise ConductorUnavailable(
-                f"{self.url} answered {error.code} to {path}: {said}"
-            ) from None
+            kind = NotThere if error.code == HTTPStatus.NOT_FOUND else ConductorUnavailable
+            raise kind(f"{self.url} answered {error.code} to {path}: {said}") from None
         except (OSError, ValueError) as error:
             raise ConductorUnavailable(f"no Conductor answers at {self.url}: {error}") from None
         return json.loads(body) if body else None

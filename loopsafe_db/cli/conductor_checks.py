@@ -7,10 +7,12 @@ import re
 import statistics
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from loopsafe_db.cli.conductor_api import Conductor, ConductorUnavailable
+from loopsafe_db.cli.conductor_api import Conductor, ConductorUnavailable, NotThere
 from loopsafe_db.cli.findings import LOOK_SECONDS, Finding
 from loopsafe_db.cli.workers import WorkerName
 
@@ -39,14 +41,14 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
     try:
         definitions = conductor.task_definitions()
         plans = conductor.workflow_definitions()
-        pollers = watch_pollers(conductor, seconds)
         running = conductor.running()
-        ids = dict.fromkeys([*running[:_MOST], *conductor.newest(_MOST)])
-        workflows = [conductor.workflow(each) for each in ids]
+        with ThreadPoolExecutor(1) as meanwhile:
+            reading = meanwhile.submit(_read, conductor, running)
+            pollers = watch_pollers(conductor, seconds)
+        tasks = reading.result()
     except ConductorUnavailable as error:
         cure = "is it running, and is this the URL of its API? loopsafe-db wait --conductor URL waits for it"
         return [Finding("D201", "error", "Conductor does not answer", str(error), cure)]
-    tasks = [task for workflow in workflows for task in workflow["tasks"]]
     return [
         Finding("D200", "ok", f"Conductor answers, {len(running)} workflows run", url),
         *_polling(pollers, version, url),
@@ -56,6 +58,15 @@ def check_conductor(url: str, seconds: float, version: str | None) -> list[Findi
         *_too_large(tasks),
         *_too_fast(tasks),
     ]
+
+
+def _read(conductor: Conductor, running: list[str]) -> list[dict[str, Any]]:
+    """The tasks of workflows that run, and of the newest; what is removed meanwhile is left out."""
+    tasks: list[dict[str, Any]] = []
+    for each in dict.fromkeys([*running[:_MOST], *conductor.newest(_MOST)]):
+        with suppress(NotThere):
+            tasks += conductor.workflow(each)["tasks"]
+    return tasks
 
 
 def watch_pollers(conductor: Conductor, seconds: float) -> Pollers:

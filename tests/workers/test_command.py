@@ -352,6 +352,16 @@ def test_doctor_names_kinds_of_jobs_that_a_dead_worker_keeps_for_an_hour(
     assert found["D204"].evidence == "hear, not_defined"
 
 
+def test_doctor_leaves_out_a_workflow_that_is_removed_meanwhile(
+    conductor: ConductorClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conductor, "newest", lambda *_: ["removed"])
+
+    (told,) = check_conductor(conductor.base_url, 0, None)
+
+    assert (told.code, told.what) == ("D200", "Conductor answers, 0 workflows run")
+
+
 def test_doctor_names_a_join_that_is_read_as_a_list(conductor: ConductorClient) -> None:
     def plan(name: str, read: str) -> dict[str, Any]:
         join = {"name": "join", "taskReferenceName": "join", "type": "JOIN", "joinOn": []}
