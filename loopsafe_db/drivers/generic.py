@@ -211,6 +211,8 @@ class GenericDriver:
         if not kind.is_async:
             raise SyncDialectError(drivername)
         self._dialect = kind(dbapi=kind.import_dbapi())
+        if kind.driver == "aiomysql":
+            _let_aiomysql_send_bytes()
         self._in_background = in_background
         can_move = kind.driver in _CAN_BE_IN_BACKGROUND and not in_background
         self.traits: DriverTraits = DriverTraits(
@@ -545,3 +547,10 @@ def _execute_many(raw: GuardedConnection, sql: str, rows: Sequence[Any]) -> int 
 def _open_cursor(raw: GuardedConnection, sql: str, args: Any) -> GenericCursor:
     options = {"server_side": True} if raw.dialect.supports_server_side_cursors else {}
     return GenericCursor(raw, _sent(raw, sql, args, **options))
+
+
+def _let_aiomysql_send_bytes() -> None:
+    """Give aiomysql (0.3.2) what PyMySQL has under another name from 1.2.2 on: else bytes are a TypeError."""
+    connection: Any = importlib.import_module("aiomysql.connection")
+    if not callable(getattr(connection, "escape_bytes_prefixed", callable)):
+        connection.escape_bytes_prefixed = importlib.import_module("pymysql.converters").escape_bytes

@@ -60,6 +60,21 @@ async def gone(witness: Database, session: int) -> bool:
 # -- texts
 
 
+async def test_bytes_are_sent_as_they_are(maria: Database) -> None:
+    given = bytes(range(256)) + b"%s '' \\"
+    table = sa.Table("files", sa.MetaData(), sa.Column("body", sa.LargeBinary))
+    async with maria.engine.begin() as connection:
+        await connection.run_sync(table.metadata.drop_all)
+        await connection.run_sync(table.metadata.create_all)
+    await maria.execute("INSERT INTO files VALUES (:body)", {"body": given})
+    await maria.execute_many("INSERT INTO files VALUES (:body)", [{"body": given}, {"body": given}])
+    await maria.execute(table.insert(), {"body": given})
+    async with maria.session() as session, session.begin():
+        await session.execute(table.insert().values(body=given))
+    rows = await maria.fetch_all("SELECT body FROM files WHERE body = :body", {"body": given})
+    assert [row.body for row in rows] == [given] * 5
+
+
 @pytest.mark.parametrize(
     ("dialect", "sql"),
     [
