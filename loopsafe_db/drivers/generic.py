@@ -553,4 +553,6 @@ def _let_aiomysql_send_bytes() -> None:
     """Give aiomysql (0.3.2) what PyMySQL has under another name from 1.2.2 on: else bytes are a TypeError."""
     connection: Any = importlib.import_module("aiomysql.connection")
     if not callable(getattr(connection, "escape_bytes_prefixed", callable)):
-        connection.escape_bytes_prefixed = importlib.import_module("pymysql.converters").escape_bytes
+        connection.escape_bytes_prefixed = importlib.import_module(
+            "pymysql.converters"
+        ).escape_bytes
