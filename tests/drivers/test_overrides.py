@@ -27,10 +27,10 @@ things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_k
 
 
 @pytest.fixture
-def written(database: Database) -> Database:
+def written(any_database: Database) -> Database:
     """A handle whose table is there, and empty."""
-    asyncio.run(database.execute("CREATE TABLE things (id integer PRIMARY KEY)"))
-    return database
+    asyncio.run(any_database.execute("CREATE TABLE things (id integer PRIMARY KEY)"))
+    return any_database
 
 
 @pytest.fixture
