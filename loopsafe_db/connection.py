@@ -73,6 +73,10 @@ _ENDED = (
     "this transaction was ended by something else than its block, as a COMMIT on the raw connection, and nobody knows "
     "what of it is stored"
 )
+_GIVEN_UP = (
+    "the connection was ended, for a rollback on it did not come to its end: no answer came, or a cancellation was "
+    "swallowed in the block, and had struck while a transaction began or ended. Let CancelledError pass"
+)
 BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
 _FORMATS = ("text", "csv", "binary")
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
@@ -487,6 +491,7 @@ class Connection:
     def give_up(self) -> None:
         """End the connection: what was done on it cannot be told any more."""
         if self._entry is not None:
+            self._entry.ended_because = _GIVEN_UP
             self._entry.terminate()
 
     # -- below

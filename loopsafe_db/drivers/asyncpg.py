@@ -128,6 +128,9 @@ _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: 
 # What makes values of an answer: asyncpg keeps what fails there until it has read the answer to its end.
 _MAKE_VALUES = ("BaseProtocol._decode_row",)
 _IDLE = ConnectionState.IDLE
+_FAREWELL = (
+    0.1  # seconds for a server to end what has said goodbye: soon it has the place for another
+)
 _WITH_STATUS = True  # what asks asyncpg for the server's word on a statement, beside its rows
 _ROLLED_BACK = libpq.ROLLED_BACK.encode()
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens
@@ -960,7 +963,10 @@ class AsyncpgDriver:
         return transport.has_news(since) and not raw._listeners  # noqa: SLF001
 
     async def close(self, raw: GuardedConnection) -> None:
-        await raw.close()
+        # asyncpg says farewell, and waits for the server's end: to an idle connection that says nothing new.
+        limit = _FAREWELL if self.state(raw) is _IDLE else None
+        with suppress(TimeoutError):
+            await raw.close(timeout=limit)
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         plans = raw.guarded_plans

@@ -76,6 +76,7 @@ class PoolEntry(_ConnectionRecord):
         waits_told: Whether a statement of that one has told of these two.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
+        ended_because: Why it was ended by us, where its user is to hear of it.
         begun_at: File and line of the last BEGIN that SQLAlchemy has sent; kept while somebody listens.
         kept_by: What has a transaction open that no text may end: a block, a session; or "".
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
@@ -102,6 +103,7 @@ class PoolEntry(_ConnectionRecord):
     is_stuck: bool = False
     in_doubt: bool = False
     is_lost: bool = False
+    ended_because: str = ""
     begun_at: str | None = None
     kept_by: str = ""
     commits: bool = False
@@ -182,6 +184,7 @@ class PoolEntry(_ConnectionRecord):
             self._connect()
             self.raw, self.touched = self.of_driver, Touched.NOTHING
             self.in_doubt = self.interrupted = self.is_lost = False
+            self.ended_because = ""
             self._settle_in(loop)
             self._lent(self.raw)
         self.touched |= self.lender.untouched

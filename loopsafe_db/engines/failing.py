@@ -65,7 +65,8 @@ def named(
         return None
     if kind is ConnectionLost and commits:
         kind = CommitUnknown
-    made = joined(kind, error, _text(original, query, pool))
+    reason = entry.ended_because if entry is not None and kind is ConnectionLost else ""
+    made = joined(kind, error, _text(reason or str(original), original, query, pool))
     made.sqlstate = getattr(original, "sqlstate", None)
     if kind is ConnectionLost:
         made.retryable = undone
@@ -88,7 +89,12 @@ def tell_of_opening(entry: PoolEntry, error: Exception) -> None:
         raise ConnectionResetError(str(original)) from error
 
 
-def _text(original: BaseException, query: CompiledText | str | None, pool: ConnectionPool) -> str:
-    reason = (str(original).strip() or repr(original)).splitlines()[0]
+def _text(
+    reason: str,
+    original: BaseException,
+    query: CompiledText | str | None,
+    pool: ConnectionPool,
+) -> str:
+    reason = (reason.strip() or repr(original)).splitlines()[0]
     asked = "" if query is None else f"\nquery: {described(query)}"
     return f"{reason}, at {caller()}{asked}\non {describe_target(pool.options.url)}"

@@ -241,7 +241,7 @@ FAULTS = (
     ),
     Fault(
         "the pool is closed while the server is silent",
-        "It is closed after 2 s, of all its connections together.",
+        "It is closed, 0.1 s later at most: what is idle needs no answer to its farewell.",
         _hush_all,
         _close,
     ),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loopsafe_db import Database, Timeouts
+from loopsafe_db.errors import ConnectionLost
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
@@ -51,8 +54,39 @@ async def test_all_connections_are_closed_at_once(wire: Wire, database: Database
     async with asyncio.timeout(IN_TIME):
         await database.disconnect()
 
-    assert (database.stats().idle, database.stats().in_use) == (0, 0)
+    stats = database.stats()
+    assert (stats.idle, stats.in_use) == (0, 0)
+    assert (stats.closed, stats.terminated) == (MANY, 0)  # nothing is to come after a farewell
     await asyncio.to_thread(until_all_have_ended, wire)
+
+
+async def test_who_has_swallowed_a_cancellation_is_told_why_the_connection_is_gone(
+    wire: Wire, database: Database
+) -> None:
+    async def swallow() -> None:
+        async with database.transaction():
+            with suppress(asyncio.CancelledError):
+                async with database.transaction():
+                    await database.fetch_val("SELECT 1")
+            await database.fetch_val("SELECT 2")
+
+    asked = threading.Event()
+
+    def hush(data: bytes) -> bool:
+        if b"RELEASE" not in data:
+            return False
+        asked.set()
+        return True
+
+    wire.hush = hush
+    swallowing = asyncio.ensure_future(swallow())
+    await asyncio.to_thread(asked.wait, IN_TIME)
+    swallowing.cancel()
+    with pytest.raises(ConnectionLost, match=r"LDB406.*swallowed.*Let CancelledError pass") as told:
+        await swallowing
+    assert told.value.retryable
+    assert await database.fetch_val("SELECT 3") == 3
+    await database.disconnect()
 
 
 async def test_a_disconnect_that_is_cancelled_half_way_leaves_nothing_open(

@@ -120,10 +120,10 @@ def until_it_is_collected(db: Database, work: Work) -> None:
 
 def wait_for_collector(dropped: weakref.ref[asyncio.AbstractEventLoop]) -> None:
     """Collect until the loop is gone."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while dropped() is not None and time.monotonic() < end:
         gc.collect()
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def in_a_thread_that_ends(db: Database, work: Work) -> None:
