@@ -1066,7 +1066,7 @@ def _results(result: Any) -> tuple[list[Record], Any]:
     if not result.returns_rows:
         return [], _outcome(result)
     keys = RecordKeys(tuple(result.keys()))
-    rows: list[Record] = [TupleRecord(keys, row) for row in result]
+    rows = TupleRecord.many(keys, result)
     # An implicit RETURNING shows no rows.
     return rows, _outcome(result) if not rows and result.context.isinsert else None
 

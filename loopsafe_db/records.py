@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
 
@@ -130,16 +130,37 @@ class _Items(ItemsView[str, Any]):
 
 
 class RecordKeys:
-    """The column names of one result, shared by all its rows."""
+    """The column names of one result, shared by all its rows.
 
-    __slots__ = ("_targets", "names", "positions")
+    Attributes:
+        names: In their order.
+        places: Where a row has what is asked for by name, or by place.
+    """
+
+    __slots__ = ("_targets", "names", "places")
     names: tuple[str, ...]
-    positions: dict[str, int]
+    places: dict[str | int, int]
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self.positions = {name: position for position, name in enumerate(names)}
+        self.places = {place: place for place in range(len(names))}
+        self.places.update(zip(names, range(len(names)), strict=True))
         self._targets: dict[Any, Any] | None = None
+
+    def find(self, key: Any, values: Any) -> Any:
+        """Give what a row has under a key that is none of `places`.
+
+        Raises:
+            IndexError: The row has no such place.
+            KeyError: It has no such column.
+        """
+        if isinstance(key, int | slice):
+            return values[key]
+        if isinstance(key, str):
+            error = KeyError(key)
+            error.add_note(f"the row has no column {key!r}; it has {list(self.names)}")
+            raise error
+        return self.by_column(key, values)
 
     def by_column(self, column: Any, values: Any) -> Any:
         """Give the value of a column of SQLAlchemy's, of a row that is SQLAlchemy's.
@@ -181,43 +202,53 @@ class RecordKeys:
 class TupleRecord(Record):
     """A row made of a tuple of values, or of SQLAlchemy's row, where the driver has no row type of its own."""
 
-    __slots__ = ("_keys", "_values")
+    # One attribute: where there is a `__getattr__`, reading one takes long before CPython 3.12.
+    __slots__ = ("_row",)
 
     def __init__(self, keys: RecordKeys, values: Sequence[Any]) -> None:
-        self._keys = keys
-        self._values = values
+        self._row = keys, values
+
+    @classmethod
+    def many(cls, keys: RecordKeys, rows: Iterable[Sequence[Any]]) -> list[Record]:
+        """Give the rows of one result, with fewer steps than by a call of `__init__` for each."""
+        records: list[Record] = []
+        new = cls.__new__
+        for values in rows:
+            record = new(cls)
+            record._row = keys, values  # noqa: SLF001
+            records.append(record)
+        return records
 
     def __getitem__(self, key: str | int | slice | ColumnElement[Any]) -> Any:
-        if isinstance(key, str):
-            try:
-                return self._values[self._keys.positions[key]]
-            except KeyError as error:
-                error.add_note(f"the row has no column {key!r}; it has {list(self._keys.names)}")
-                raise
-        if isinstance(key, int | slice):
-            return self._values[key]
-        return self._keys.by_column(key, self._values)
+        keys, values = self._row
+        try:
+            return values[keys.places[key]]  # type: ignore[index]
+        except (KeyError, TypeError):  # a slice has no hash before CPython 3.12
+            pass
+        return keys.find(key, values)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._row[1])
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._values)
+        return iter(self._row[1])
 
     def __contains__(self, key: object) -> bool:
-        return key in self._keys.positions
+        return isinstance(key, str) and key in self._row[0].places
 
     def keys(self) -> tuple[str, ...]:
-        return self._keys.names
+        return self._row[0].names
 
     def values(self) -> tuple[Any, ...]:
-        return tuple(self._values)
+        return tuple(self._row[1])
 
     def items(self) -> tuple[tuple[str, Any], ...]:
-        return tuple(zip(self._keys.names, self._values, strict=True))
+        keys, values = self._row
+        return tuple(zip(keys.names, values, strict=True))
 
     def get(self, key: str, default: Any = None, /) -> Any:
-        return self[key] if key in self._keys.positions else default
+        keys, values = self._row
+        return values[keys.places[key]] if key in self else default
 
 
 def _unlabelled(key: object) -> object:

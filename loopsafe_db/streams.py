@@ -41,7 +41,7 @@ class ClauseCursor:
     async def fetch(self, count: int) -> Sequence[Record]:
         """Give the next `count` rows; fewer at the end, then none."""
         rows = await greenlet_spawn(self._result.fetchmany, count)
-        return [TupleRecord(self._keys, row) for row in rows]
+        return TupleRecord.many(self._keys, rows)
 
     async def close(self) -> None:
         """Let go of the cursor."""

@@ -567,7 +567,7 @@ class SqliteCursor:
 
     async def fetch(self, count: int) -> Sequence[Record]:
         rows = await self._raw._execute(self._cursor.fetchmany, count)  # noqa: SLF001
-        return [TupleRecord(self._keys, row) for row in rows]
+        return TupleRecord.many(self._keys, rows)
 
     async def close(self) -> None:
         await self._raw._execute(self._cursor.close)  # noqa: SLF001
@@ -910,7 +910,7 @@ def _fetch(
     keys = RecordKeys.of(cursor.description)
     rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
     cursor.close()
-    return [TupleRecord(keys, row) for row in rows]
+    return TupleRecord.many(keys, rows)
 
 
 def _execute(raw: GuardedConnection, sql: str, args: Sequence[Any]) -> Any:

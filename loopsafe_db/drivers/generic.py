@@ -179,7 +179,7 @@ class GenericCursor:
     async def fetch(self, count: int) -> Sequence[Record]:
         self._raw.guarded_owner.check(self._raw)
         rows = await greenlet_spawn(self._cursor.fetchmany, count)
-        return [TupleRecord(self._keys, tuple(row)) for row in rows]
+        return TupleRecord.many(self._keys, map(tuple, rows))
 
     async def close(self) -> None:
         self._raw.guarded_owner.check(self._raw)
@@ -511,7 +511,7 @@ def _fetch_all(raw: GuardedConnection, sql: str, args: Any) -> list[Record]:
     keys = RecordKeys.of(cursor.description)
     rows = () if cursor.description is None else cursor.fetchall()
     cursor.close()
-    return [TupleRecord(keys, tuple(row)) for row in rows]
+    return TupleRecord.many(keys, map(tuple, rows))
 
 
 def _fetch_one(raw: GuardedConnection, sql: str, args: Any) -> Record | None:

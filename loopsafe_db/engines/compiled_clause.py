@@ -145,7 +145,7 @@ class ReadyClause:
         if not form.shows_rows:
             return [], form.outcome(answer, self._values)
         keys = _ClauseKeys(form, self._query)
-        return [TupleRecord(keys, row) for row in form.processed(answer.rows)], None
+        return TupleRecord.many(keys, form.processed(answer.rows)), None
 
 
 class CompiledClause:
@@ -155,7 +155,7 @@ class CompiledClause:
         compiled: SQLAlchemy's.
         metadata: What SQLAlchemy knows of the rows; None if there are none.
         names: Of the columns.
-        positions: Of the columns, by name.
+        places: Of the columns, as those of `RecordKeys`.
         touches: What it may change of its session.
         shows_rows: Whether the user gets them: not those of an implicit RETURNING.
     """
@@ -163,7 +163,7 @@ class CompiledClause:
     compiled: Any
     metadata: Any
     names: tuple[str, ...]
-    positions: dict[str, int]
+    places: dict[str | int, int]
     touches: int
     shows_rows: bool
 
@@ -181,7 +181,7 @@ class CompiledClause:
         self._key_of = _key_getter(compiled)
         self._returns_unasked = compiled.implicit_returning
         keys = RecordKeys(() if self.metadata is None else tuple(self.metadata.keys))
-        self.names, self.positions = keys.names, keys.positions
+        self.names, self.places = keys.names, keys.places
         self._result_processors = _result_processors(self.metadata)
 
     def ready(self, query: Any, given: Mapping[str, Any], extracted: Any) -> ReadyClause | None:
@@ -273,7 +273,7 @@ class _ClauseKeys(RecordKeys):
     _metadata: Any
 
     def __init__(self, form: CompiledClause, query: Any) -> None:
-        self.names, self.positions = form.names, form.positions
+        self.names, self.places = form.names, form.places
         self._targets = None
         self._form, self._query, self._metadata = form, query, None
 

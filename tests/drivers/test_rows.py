@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
+from loopsafe_db.records import RecordKeys, TupleRecord
+
 if TYPE_CHECKING:
     from loopsafe_db import Database
 
@@ -151,3 +153,20 @@ async def test_values_may_be_sql(database: Database) -> None:
         (3, "lower", None),
         (4, "by default", None),
     ]
+
+
+def test_a_row_has_names_places_and_slices_and_says_what_it_has_not() -> None:
+    row: Any = TupleRecord(RecordKeys(("a", "b")), (1, "x"))
+    assert (row["b"], row[1], row[-1], row[:1], row[0:2]) == ("x", "x", "x", (1,), (1, "x"))
+    assert ("a" in row, "c" in row, 0 in row) == (True, False, False)
+    assert (row.get("a"), row.get("c", 5), row.get(0)) == (1, 5, None)
+    for place in (2, -3):
+        with pytest.raises(IndexError):
+            row[place]
+    unknown: list[Any] = [None, sa.column("c")]
+    for key in unknown:
+        with pytest.raises(KeyError):
+            row[key]
+    with pytest.raises(KeyError, match="c") as caught:
+        row["c"]
+    assert "it has ['a', 'b']" in caught.value.__notes__[0]
