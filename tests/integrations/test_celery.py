@@ -14,7 +14,7 @@ import pytest
 from loopsafe_db import Database
 from loopsafe_db.errors import RunningLoopError
 from tests.docs.test_docs import ROOT
-from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
+from tests.integrations.newer_redis import newer_redis  # noqa: F401  (a fixture)
 from tests.integrations.test_job_queues import redis_url  # noqa: F401  (a fixture)
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ finally:
 
 
 @pytest.fixture
-def run(tmp_path: Path, redis_url: str, celerys_redis: str, postgres_url: str) -> Any:  # noqa: F811
+def run(tmp_path: Path, redis_url: str, newer_redis: str, postgres_url: str) -> Any:  # noqa: F811
     """Send tasks one after another to a worker with some options; what each gave, or the name of its error."""
     (tmp_path / "tasks.py").write_text(TASKS, encoding="utf-8")
     environment = {
@@ -108,7 +108,7 @@ def run(tmp_path: Path, redis_url: str, celerys_redis: str, postgres_url: str) -
         "LOOPSAFE_DB_SCOPE": "auto",
         "LOOPSAFE_DB_URL": postgres_url,
         "REDIS_URL": redis_url,
-        "PYTHONPATH": f"{celerys_redis}:{tmp_path}:{ROOT}",
+        "PYTHONPATH": f"{newer_redis}:{tmp_path}:{ROOT}",
     }
 
     def python(*arguments: str) -> str:

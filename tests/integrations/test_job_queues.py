@@ -12,7 +12,7 @@ import pytest
 
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT, fences, run_script
-from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
+from tests.integrations.newer_redis import newer_redis  # noqa: F401  (a fixture)
 from tests.integrations.pages import code_of
 from tests.integrations.redis_server import redis_server
 
@@ -151,11 +151,11 @@ def test_celery_keeps_connections_warm_in_forks_and_threads(
     pool: str,
     tmp_path: Path,
     redis_url: str,
-    celerys_redis: str,  # noqa: F811
+    newer_redis: str,  # noqa: F811
     postgres_url: str,
 ) -> None:
     address = redis_url.replace("unix://", "redis+socket://")
-    program = Program(tmp_path, "celery", address, postgres_url, first=celerys_redis)
+    program = Program(tmp_path, "celery", address, postgres_url, first=newer_redis)
 
     used = program.run("-c", RUN_CELERY, pool).split()
 

@@ -18,8 +18,8 @@ import pytest
 
 from loopsafe_db import Database
 from tests.docs.test_docs import ROOT
-from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
 from tests.integrations.neighbours_page import row_of
+from tests.integrations.newer_redis import newer_redis  # noqa: F401  (a fixture)
 from tests.integrations.test_job_queues import redis_url  # noqa: F401  (a fixture)
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ NEIGHBOURS = [
     Neighbour("arq", "arq", "arq_run", at_once=2),
     Neighbour("procrastinate", "procrastinate", "procrastinate_jobs", at_once=3),
     Neighbour("pgqueuer", "pgqueuer", "pgqueuer_jobs"),
-    Neighbour("taskiq", "taskiq", "taskiq_jobs"),
+    Neighbour("taskiq `InMemoryBroker`", "taskiq", "taskiq_jobs"),
+    Neighbour("taskiq `worker`", "taskiq", "taskiq_run"),
     Neighbour("Huey `-k process`", "huey", "huey_run process"),
     Neighbour("Huey `-k thread`", "huey", "huey_run thread"),
     Neighbour("Luigi, `workers=1`", "luigi", "luigi_jobs 1"),
@@ -81,7 +82,8 @@ NEIGHBOURS = [
 ]
 
 
-ON_REDIS = {"celery", "rq", "dramatiq", "arq"}
+ON_NEWER_REDIS = {"celery_run", "taskiq_run"}
+ON_REDIS = {"rq_run", "dramatiq_run", "arq_run"} | ON_NEWER_REDIS
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ def test_jobs_run_as_the_table_says(
 ) -> None:
     pytest.importorskip(neighbour.package)
     environment = {"LOOPSAFE_DB_URL": postgres_url}
-    if neighbour.package in ON_REDIS:
+    path = [str(PROGRAMS), str(ROOT), str(ROOT / "examples")]
+    program = neighbour.command.split()[0]
+    if program in ON_REDIS:
         environment["REDIS_URL"] = request.getfixturevalue("redis_url")
-    newer = [request.getfixturevalue("celerys_redis")] if neighbour.package == "celery" else []
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [*newer, str(PROGRAMS), str(ROOT), str(ROOT / "examples")]
-    )
+    if program in ON_NEWER_REDIS:
+        path.insert(0, request.getfixturevalue("newer_redis"))
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     asyncio.run(_make_table(postgres_url))
 
     _run(neighbour.command, tmp_path, environment)

@@ -18,7 +18,7 @@ from reflector_workers.conductor import ConductorClient
 from reflector_workers.fleet import meeting_fleet
 from reflector_workers.progress import failure_reasons, watch
 from reflector_workers.storage.speech import turns_controller
-from tests.integrations.celerys_redis import celerys_redis  # noqa: F401  (a fixture)
+from tests.integrations.newer_redis import newer_redis  # noqa: F401  (a fixture)
 from tests.integrations.test_job_queues import redis_url  # noqa: F401  (a fixture)
 from tests.workers.running_demo import environment
 
@@ -37,10 +37,10 @@ def test_conductor_and_celery_store_the_same_for_ten_meetings(
     short_meeting: Path,
     tmp_path: Path,
     redis_url: str,  # noqa: F811
-    celerys_redis: str,  # noqa: F811
+    newer_redis: str,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = [celerys_redis, *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [newer_redis, *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     done = subprocess.run(
         [
