@@ -102,7 +102,8 @@ class Job:
 def test_jobs_run_as_the_table_says(
     neighbour: Neighbour, tmp_path: Path, postgres_url: str, request: pytest.FixtureRequest
 ) -> None:
-    pytest.importorskip(neighbour.package)
+    package = neighbour.package
+    pytest.importorskip(package, reason=f"NO {package.upper()}, SO NOTHING IS PROVED HERE")
     environment = {"LOOPSAFE_DB_URL": postgres_url}
     path = [str(PROGRAMS), str(ROOT), str(ROOT / "examples")]
     program = neighbour.command.split()[0]
