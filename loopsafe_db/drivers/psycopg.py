@@ -638,7 +638,11 @@ class PsycopgCopy:
             self._copy = await self._copying.__aenter__()
         pieces: list[bytes] = []
         while len(pieces) < count and not self._is_read:
-            piece = bytes(await self._copy.read())
+            try:
+                piece = bytes(await self._copy.read())
+            except psycopg.Error:  # of the query: there is no rest
+                self._is_read = True
+                raise
             self._is_read = not piece
             pieces += [piece] if piece else []
         return pieces

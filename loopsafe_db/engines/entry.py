@@ -374,18 +374,19 @@ class PoolEntry(_ConnectionRecord):
     def _open(self) -> Any:
         """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""
         options = self.lender.options
-        seconds = 2 * connect_timeout(options)
-        alarm = asyncio.get_running_loop().call_later(seconds, self._end_opening)
+        target, seconds = describe_target(options.url), 2 * connect_timeout(options)
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(seconds, self._end_opening)
         try:
             return call_within(seconds, super().get_connection)
-        except StatementTimeout as error:
-            target = describe_target(options.url)
-            raise ConnectTimeout(target, f"no answer within {seconds:g} s") from error
         except Exception as error:
-            if not self._was_lost(error):
+            is_late = isinstance(error, StatementTimeout)
+            if not (is_late or self._was_lost(error)):
                 raise
+            if is_late or loop.time() >= alarm.when():
+                raise ConnectTimeout(target, f"no answer within {seconds:g} s") from error
             reason = str(self.lender.driver.original(error)).strip().splitlines()[0]
-            raise ConnectError(describe_target(options.url), reason) from error
+            raise ConnectError(target, reason) from error
         finally:
             alarm.cancel()
 

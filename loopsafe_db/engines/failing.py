@@ -65,9 +65,11 @@ def named(
         return None
     if kind is ConnectionLost and commits:
         kind = CommitUnknown
-    reason = entry.ended_because if entry is not None and kind is ConnectionLost else ""
-    made = joined(kind, error, _text(reason or str(original), original, query, pool))
-    made.sqlstate = getattr(original, "sqlstate", None)
+    reason, sqlstate = str(original), getattr(original, "sqlstate", None)
+    if entry is not None and kind is ConnectionLost and (sqlstate or "08").startswith("08"):
+        reason = entry.ended_because or reason  # the server has not answered
+    made = joined(kind, error, _text(reason, original, query, pool))
+    made.sqlstate = sqlstate
     if kind is ConnectionLost:
         made.retryable = undone
     elif kind is ReadOnlyError:
@@ -85,7 +87,9 @@ def tell_of_opening(entry: PoolEntry, error: Exception) -> None:
     if isinstance(error, LoopsafeError):
         return
     original = driver.original(error)
-    if driver.is_closed(entry.of_driver) or driver.traits.failure(original) is ConnectionLost:
+    raw = entry.of_driver
+    is_closed = raw is None or driver.is_closed(raw)  # None: it took too long
+    if is_closed or driver.traits.failure(original) is ConnectionLost:
         raise ConnectionResetError(str(original)) from error
 
 

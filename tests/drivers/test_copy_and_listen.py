@@ -165,11 +165,12 @@ async def test_in_a_transaction_the_rest_of_a_copy_is_read_before_anything_else_
 
 
 async def test_an_error_of_the_query_that_is_copied_is_the_readers(db: Database) -> None:
-    with pytest.raises(Exception, match="division by zero"):
+    with pytest.raises(Exception, match="division by zero") as caught:
         async for _ in db.copy_from_query("SELECT 1 / (n - 5) FROM generate_series(1, 10) AS n"):
             pass
 
-    assert (await count(db), db.stats().in_use) == (0, 0)
+    assert type(caught.value).__name__ in ("DivisionByZeroError", "DivisionByZero")
+    assert (await count(db), db.stats().in_use, db.stats().terminated) == (0, 0, 0)
 
 
 async def test_execute_many_takes_an_async_iterator_all_or_none(db: Database) -> None:

@@ -201,6 +201,17 @@ async def test_a_server_that_is_silent_after_the_login_is_noticed(
     await works_again(wire, database)
 
 
+async def test_it_is_also_where_the_connection_is_ended_before_the_wait_for_it(
+    wire: Wire, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopsafe_db.engines.entry.call_within", lambda _, do: do())
+    database = handle(wire, driver, connect=0.5)
+    wire.hush_after = lambda data: READY in data
+
+    await ends_in_error(text, database, ConnectTimeout)
+    await works_again(wire, database)
+
+
 async def test_a_caller_that_has_less_time_than_connecting_may_take_gets_it(
     wire: Wire, driver: str
 ) -> None:
