@@ -44,6 +44,24 @@ def test_settings_and_a_handle_have_the_same_defaults() -> None:
     assert fields["statement_timeout"].default == timeouts.statement
 
 
+def test_what_readme_says_of_the_cost_is_what_was_measured() -> None:
+    page = (ROOT / "docs/reference/benchmarks.md").read_text(encoding="utf-8")
+    run = page[page.index("### A query in `asyncio.run`") : page.index("### The same under uvloop")]
+    loop = page[page.index("### `fetch_val` in one long loop") :]
+    ours = "loopsafe_db ÷ (empty asyncio.run + asyncpg, held connection)"
+
+    def measured(where: str, what: str) -> str:
+        (row,) = re.findall(rf"^\| {re.escape(what)} \| \*\*([\d.]+)x", where, re.MULTILINE)[:1]
+        return str(row)
+
+    assert re.findall(r"takes ([\d.]+) times", text_of("README.md")) == [
+        measured(run, ours),
+        measured(run, "asyncpg, connect per run ÷ loopsafe_db"),
+        measured(loop, "loopsafe_db ÷ asyncpg, held connection"),
+        measured(loop, "asyncpg.Pool ÷ loopsafe_db"),
+    ]
+
+
 def test_a_default_in_the_text_of_a_page_holds() -> None:
     limits, timeouts = PoolLimits(), Timeouts()
 
