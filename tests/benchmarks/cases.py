@@ -414,11 +414,21 @@ CALLS = _calls(
     "3 columns, each read by name; `execute` is an `UPDATE … RETURNING`.",
 )
 
-CALLS_BLOCKS = _calls(
+_BLOCKS = _calls(
     "calls-blocks",
     "The same, in blocks",
     {"connection": 60, "transaction": 60},
-    text="`async with database.connection()` and `async with database.transaction()`, with two queries in each.",
+    text="`async with database.connection()` and `async with database.transaction()`, with two queries in each; "
+    "asyncpg's is `pool.acquire()` and `connection.transaction()`.",
+)
+_POOL = Contender("asyncpg.Pool, transaction", "bare_asyncpg", "pool transaction", 60)
+CALLS_BLOCKS = replace(
+    _BLOCKS,
+    contenders=(*_BLOCKS.contenders, _POOL),
+    ratios=(
+        *_BLOCKS.ratios,
+        Ratio(f"{_POOL.name} ÷ {OURS}", _POOL.name, (f"{OURS}, transaction",), _at_least(1.2, 1.5)),
+    ),
 )
 
 _CORE = _calls(

@@ -90,6 +90,17 @@ def pool_block(child: Child) -> Any:
     return in_one_loop(child, job)
 
 
+def pool_transaction(child: Child) -> Any:
+    opened = child.long_loop.run(_open_pool(child, 1))
+
+    async def job(n: int) -> Any:
+        async with opened.acquire() as connection, connection.transaction():
+            await connection.fetchval(NUMBERED, n)
+            return await connection.fetchval(NUMBERED, n)
+
+    return in_one_loop(child, job)
+
+
 def waiting(size: int, tasks: int) -> Any:
     """Many tasks on a pool of that size, all of it open."""
 
@@ -176,6 +187,7 @@ CASES = {
     "held, by turns": held_by_turns,
     "pool": pool,
     "pool block": pool_block,
+    "pool transaction": pool_transaction,
     "threads": threads,
     "cold burst": cold_burst(10),
     "cold burst, as needed": cold_burst(0),
