@@ -128,9 +128,7 @@ _ANSWERS = (asyncpg.PostgresError, asyncpg.exceptions._base.DataError)  # noqa: 
 # What makes values of an answer: asyncpg keeps what fails there until it has read the answer to its end.
 _MAKE_VALUES = ("BaseProtocol._decode_row",)
 _IDLE = ConnectionState.IDLE
-_FAREWELL = (
-    0.1  # seconds for a server to end what has said goodbye: soon it has the place for another
-)
+_FAREWELL = 0.1  # seconds for a server to end what has said goodbye, and has its place for another
 _WITH_STATUS = True  # what asks asyncpg for the server's word on a statement, beside its rows
 _ROLLED_BACK = libpq.ROLLED_BACK.encode()
 _UTF8 = ("utf8", "unicode", "auto")  # libpq's names of it, without hyphens

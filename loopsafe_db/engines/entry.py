@@ -371,14 +371,14 @@ class PoolEntry(_ConnectionRecord):
         nowhere = "an unknown place" if self.fairy_ref is None else _SQLALCHEMY
         return holder_of(self.task, self.since, self.taken_at, nobody=nobody, nowhere=nowhere)
 
-    def _open(self) -> Any:
+    def _open(self) -> None:
         """Open a connection, and ask what SQLAlchemy asks first: in twice the time for connecting, all in all."""
         options = self.lender.options
         target, seconds = describe_target(options.url), 2 * connect_timeout(options)
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(seconds, self._end_opening)
         try:
-            return call_within(seconds, super().get_connection)
+            call_within(seconds, super().get_connection)
         except Exception as error:
             is_late = isinstance(error, StatementTimeout)
             if not (is_late or self._was_lost(error)):

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 # The SDK's runner calls this before each job; there is no public way to be a runner.
@@ -13,16 +14,22 @@ from conductor.client.context.task_context import _set_task_context
 from conductor.client.http.models.task import Task
 from conductor.client.http.models.task_result import TaskResult
 from conductor.client.worker.worker import Worker
+from sqlalchemy import make_url
 
-from loopsafe_db import get_database
+from loopsafe_db import configure, get_database
+from loopsafe_db.testing.postgres import EmbeddedPostgres
+from reflector_workers.storage.schema import create_schema
 from reflector_workers.workers.detect_speech import detect_speech
 from reflector_workers.workers.finalize import finalize
 from reflector_workers.workers.merge_turns import merge_turns
 from reflector_workers.workers.prepare_meeting import prepare_meeting
+from tests.conftest import skip_without_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    import pytest
 
 TABLES = ("meetings", "tracks", "segments", "turns", "outputs")
 
@@ -106,3 +113,18 @@ def row_counts() -> dict[str, int]:
         return {table: await get_database().fetch_val(query + table) for table in TABLES}
 
     return asyncio.run(count())
+
+
+@contextmanager
+def server_that_keeps(
+    application: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmbeddedPostgres]:
+    """A server of one test's own behind `get_database`, with the example's tables, that keeps what it has committed."""
+    settings = {"synchronous_commit": "on"}
+    with skip_without_postgres(), EmbeddedPostgres(settings=settings) as server:
+        database = configure(url=server.url)
+        asyncio.run(create_schema())
+        named = make_url(server.url).update_query_dict({"application_name": application})
+        monkeypatch.setenv("LOOPSAFE_DB_URL", named.render_as_string(hide_password=False))
+        yield server
+        asyncio.run(database.disconnect())

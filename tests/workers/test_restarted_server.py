@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from sqlalchemy import make_url
 
 import reflector_workers
-from loopsafe_db import configure, get_database
-from loopsafe_db.testing.postgres import EmbeddedPostgres
+from loopsafe_db import get_database
 from reflector_workers.conductor import ConductorClient, StandInServer
 from reflector_workers.fleet import meeting_fleet
 from reflector_workers.progress import WorkflowState, done_by_type, failure_reasons, watch
-from reflector_workers.storage.schema import create_schema
 from reflector_workers.storage.sessions import sessions_left_open
-from tests.conftest import skip_without_postgres
-from tests.workers.support import row_counts
+from tests.workers.support import row_counts, server_that_keeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from loopsafe_db.testing.postgres import EmbeddedPostgres
 
 How = Literal["fast", "immediate", "kill"]
 FOLDER = Path(reflector_workers.__file__).parent
@@ -44,15 +42,8 @@ def conductor() -> Iterator[ConductorClient]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
-    """A server of this test's own, with the example's tables, that keeps what it has committed."""
-    settings = {"synchronous_commit": "on"}
-    with skip_without_postgres(), EmbeddedPostgres(settings=settings) as server:
-        database = configure(url=server.url)
-        asyncio.run(create_schema())
-        named = make_url(server.url).update_query_dict({"application_name": WORKERS})
-        monkeypatch.setenv("LOOPSAFE_DB_URL", named.render_as_string(hide_password=False))
+    with server_that_keeps(WORKERS, monkeypatch) as server:
         yield server
-        asyncio.run(database.disconnect())
 
 
 class Restarter:

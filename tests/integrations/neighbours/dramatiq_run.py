@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import time
 
 import dramatiq_jobs
 import work
-
-PATIENCE = 60.0
+from running import PATIENCE, running
 
 
 def send(number):
@@ -22,16 +20,9 @@ def send(number):
 
 
 def main():
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "dramatiq", "dramatiq_jobs", "--processes", "2", "--threads", "3"]
-    )
-    try:
+    with running("-m", "dramatiq", "dramatiq_jobs", "--processes", "2", "--threads", "3"):
         for number in range(5):
             send(number)
-    finally:
-        worker.terminate()
-        status = worker.wait(PATIENCE)
-    assert status == 0
 
 
 if __name__ == "__main__":

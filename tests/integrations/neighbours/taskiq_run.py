@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 
+from running import PATIENCE, running
 from taskiq_redis_jobs import broker, square
 
-PATIENCE = 60.0
 COMMAND = "-m taskiq worker taskiq_redis_jobs:broker --workers 2 --log-level WARNING"
 
 
@@ -21,13 +19,8 @@ async def send():
 
 
 def main():
-    worker = subprocess.Popen([sys.executable, *COMMAND.split()])
-    try:
+    with running(*COMMAND.split()):
         asyncio.run(send())
-    finally:
-        worker.terminate()
-        status = worker.wait(PATIENCE)
-    assert status == 0
 
 
 if __name__ == "__main__":

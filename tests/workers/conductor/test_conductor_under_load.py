@@ -22,7 +22,6 @@ from sqlalchemy import make_url
 import reflector_workers
 from loopsafe_db import configure, get_database
 from loopsafe_db.cli.conductor_checks import check_conductor
-from loopsafe_db.testing.postgres import EmbeddedPostgres
 from reflector_workers.conductor import ConductorClient
 from reflector_workers.conductor.real import RealServer
 from reflector_workers.progress import (
@@ -35,11 +34,12 @@ from reflector_workers.storage.schema import create_schema
 from reflector_workers.storage.sessions import sessions_left_open
 from tests.workers.conductor.conftest import REAL_MARKS, skip_without_real_server
 from tests.workers.running_demo import MARK, environment
-from tests.workers.support import row_counts
+from tests.workers.support import row_counts, server_that_keeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from loopsafe_db.testing.postgres import EmbeddedPostgres
     from loopsafe_db.testing.servers import PostgresServer
     from tests.workers.conductor.rest import Server
 
@@ -168,6 +168,11 @@ class Meetings:
         self.ids += [
             self._client.start_workflow("reflector_diarization", self._given) for _ in range(number)
         ]
+
+    def begin_round(self, fleets: Fleets) -> None:
+        """Begin the meetings of one round, and wait until one of the fleet's processes has a job."""
+        self.begin(MEETINGS // ROUNDS)
+        self.busy(fleets)
 
     def finish(self) -> None:
         """See them to their end."""
@@ -304,14 +309,8 @@ def restartable(postgres_server: PostgresServer) -> Iterator[RealServer]:
 
 @pytest.fixture
 def postgresql(application: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
-    """A server of this test's own behind `get_database`, that keeps what it has committed."""
-    with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
-        database = configure(url=server.url)
-        asyncio.run(create_schema())
-        named = make_url(server.url).update_query_dict({"application_name": application})
-        monkeypatch.setenv("LOOPSAFE_DB_URL", named.render_as_string(hide_password=False))
+    with server_that_keeps(application, monkeypatch) as server:
         yield server
-        asyncio.run(database.disconnect())
 
 
 @REAL
@@ -325,8 +324,7 @@ def test_every_meeting_completes_though_postgresql_restarts(
     meetings = Meetings(client, short_meeting, RESPONSE_SECONDS)
     fleets.start()
     for how in HOW_POSTGRESQL_RESTARTS:
-        meetings.begin(MEETINGS // ROUNDS)
-        meetings.busy(fleets)
+        meetings.begin_round(fleets)
         postgresql.restart(how)
     meetings.finish()
     fleets.stop()
@@ -350,8 +348,7 @@ def test_every_meeting_completes_though_conductor_restarts(
             meetings = Meetings(client, short_meeting, RESPONSE_SECONDS)
             fleets.start()
             for how in HOW_IT_RESTARTS:
-                meetings.begin(MEETINGS // ROUNDS)
-                meetings.busy(fleets)
+                meetings.begin_round(fleets)
                 restartable.restart(how)
             meetings.finish()
         fleets.stop()
