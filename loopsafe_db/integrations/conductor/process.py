@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures.thread import _threads_queues
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
@@ -48,6 +49,8 @@ _LOOK_SECONDS = 0.1
 _GIT_SECONDS = 5.0
 _NAMESAKE_SECONDS = 1.0  # in which a worker that is alive polls
 _SETTLE_SECONDS = 0.2  # what a poll has brought has begun by then
+_REPORT_SECONDS = 0.5  # in which the report of a job is answered, perhaps by another job
+_LAST_SECONDS = 1.0  # for all that is still on its way when the grace is over
 
 _log = logging.getLogger("loopsafe_db.conductor")
 
@@ -161,10 +164,12 @@ class WorkerProcess:
         self._terms, self._job_type = terms, job_type
         self._jobs: dict[str, _Delivery] = {}
         self._parent_pid = os.getppid()
-        self._asked_at: float | None = (
+        self.asked_at: float | None = (
             None  # when to stop; no Event: a signal handler must not take its lock
         )
-        self._polled_at = 0.0  # when a poll last brought jobs
+        self._quiet_since: float | None = None  # since when no poll has brought jobs, as polls tell
+        self._done_at = 0.0  # when a job was last done: its report may bring another
+        self._returning: set[str] = set()  # jobs on their way back
         self._reporting, self._has_ended = threading.Lock(), False
 
     def begin_life(self) -> None:
@@ -181,7 +186,7 @@ class WorkerProcess:
 
     def polled(self) -> None:
         """Note that a poll has brought jobs, in the thread that polls."""
-        self._polled_at = time.monotonic()
+        self._quiet_since = None
 
     def begin(self, task_id: str, workflow_id: str) -> None:
         """Note a job, in the thread or the task that does it.
@@ -189,13 +194,14 @@ class WorkerProcess:
         A poll that was under way brings jobs though the process is to end, and so does the report of one that is
         done: they go back.
         """
-        if self._asked_at is not None:
+        if self.asked_at is not None:
             self._hand_back(task_id, workflow_id)
             raise asyncio.CancelledError  # no Exception, which the SDK would swallow
         self._jobs[task_id] = _Delivery(workflow_id, _current_task())
 
     def done(self, task_id: str) -> None:
         """Note that a job is done."""
+        self._done_at = time.monotonic()
         if task_id in self._jobs:
             self._jobs[task_id].done = True
         for other, delivery in self._jobs.copy().items():
@@ -204,12 +210,14 @@ class WorkerProcess:
 
     def must_not_poll(self) -> bool:
         """Whether the process is to end. Ends it, between two polls, once no job is in the way."""
-        if self._asked_at is None:
+        if self.asked_at is None:
             return False
-        is_main = threading.current_thread() is threading.main_thread()
-        settled = time.monotonic() - max(self._asked_at, self._polled_at) > _SETTLE_SECONDS
-        if is_main and settled and not self._in_flight():
-            raise SystemExit(0)
+        if threading.current_thread() is threading.main_thread():
+            # Counted from a look on, not from the poll: tasks that were made before a look have begun at the next.
+            self._quiet_since = self._quiet_since or time.monotonic()
+            settled = time.monotonic() - self._quiet_since > _SETTLE_SECONDS
+            if settled and not self._in_flight() and not _wait_for_a_thread():
+                raise SystemExit(0)
         return True
 
     def _look_for_a_namesake(self) -> None:
@@ -243,8 +251,8 @@ class WorkerProcess:
         return {id: job for id, job in self._jobs.copy().items() if job.is_in_the_way}
 
     def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
 
     def _watch(self) -> None:
         reported = 0.0
@@ -252,21 +260,26 @@ class WorkerProcess:
             time.sleep(_LOOK_SECONDS)
             if is_orphan(self._parent_pid):
                 self._leave_with_the_parent()
-            if self._asked_at is not None and time.monotonic() > self._asked_at + self._terms.grace:
-                self._give_up()
+            if self.asked_at is not None and time.monotonic() > self.asked_at + self._terms.grace:
+                self.give_up()
             if time.monotonic() > reported + REPORT_SECONDS:
                 reported = time.monotonic()
                 self.report(ended=False)
 
     def _leave_with_the_parent(self) -> None:
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
             if self._terms.logger_pid:
                 with suppress(ProcessLookupError):
                     os.kill(self._terms.logger_pid, signal.SIGTERM)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        until = time.monotonic() + _LAST_SECONDS
         self.hand_back()
+        while time.monotonic() < min(until, self._done_at + _REPORT_SECONDS) or (
+            self._returning and time.monotonic() < until
+        ):
+            time.sleep(_LOOK_SECONDS / 10)
         self.report(ended=True)
         with suppress(ValueError, OSError):
             sys.stdout.flush()
@@ -296,6 +309,7 @@ class WorkerProcess:
             status="IN_PROGRESS",
             callback_after_seconds=0,
         )
+        self._returning.add(task_id)
         try:
             TaskResourceApi(ApiClient(configuration=self._terms.configuration)).update_task(result)
         except Exception:  # noqa: BLE001  (the server is away, or refuses: the response timeout is left)
@@ -306,6 +320,8 @@ class WorkerProcess:
             _log.warning(
                 "job %s of workflow %s is given back: this worker ends", task_id, workflow_id
             )
+        finally:
+            self._returning.discard(task_id)
 
     def report(self, *, ended: bool) -> None:
         """Write how this process is; nothing more once it has `ended`."""
@@ -396,6 +412,12 @@ def _git(beside: str, *words: str) -> str:
         timeout=_GIT_SECONDS,
     )
     return done.stdout.strip()
+
+
+def _wait_for_a_thread() -> bool:
+    """Whether work waits for a thread of a pool. The SDK ends its pool at the process's end: what waits is lost."""
+    queues = [_threads_queues.get(thread) for thread in threading.enumerate()]
+    return any(not queue.empty() for queue in queues if queue is not None)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 import pytest
 from conductor.client.configuration.configuration import Configuration
+from conductor.client.http.api.task_resource_api import TaskResourceApi
 
 from loopsafe_db import Database
 from loopsafe_db.cli.conductor_checks import check_conductor
+from loopsafe_db.integrations.conductor import process as process_module
 from loopsafe_db.integrations.conductor import read_logs, read_reports
 from loopsafe_db.integrations.conductor.process import FleetTerms, WorkerProcess
 from loopsafe_db.integrations.reports import ProcessReport
@@ -261,6 +263,65 @@ def test_the_jobs_of_a_process_are_given_back_all_at_once() -> None:
     assert sorted(_SlowConductor.given_back) == [
         f"task_{number} IN_PROGRESS 0" for number in range(JOBS_OF_A_PROCESS)
     ]
+
+
+@pytest.fixture
+def leaving(monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
+    """A worker process whose stop was asked for long ago; this one is taken for it."""
+    monkeypatch.setattr(process_module, "_SETTLE_SECONDS", 0.05)
+    terms = FleetTerms(os.getpid(), Configuration(), "v7", 0.0, None)
+    leaving = WorkerProcess(terms, "v7", "in_thread")
+    leaving.asked_at = time.monotonic() - 1.0
+    return leaving
+
+
+def test_a_job_that_waits_for_a_thread_keeps_its_process(leaving: WorkerProcess) -> None:
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(free.wait)
+        threads.submit(lambda: None)  # a poll has brought it; it has not begun yet
+        assert leaving.must_not_poll()
+        time.sleep(0.1)
+        assert leaving.must_not_poll()
+        free.set()
+    with pytest.raises(SystemExit):
+        leaving.must_not_poll()
+
+
+async def test_a_job_that_waits_for_the_loop_keeps_its_process(leaving: WorkerProcess) -> None:
+    leaving.must_not_poll()
+    leaving.polled()
+    time.sleep(0.1)  # the processor went to others before the job's task could begin
+    job = asyncio.create_task(asyncio.sleep(0))
+
+    assert leaving.must_not_poll()
+
+    await job
+    await asyncio.sleep(0.1)
+    with pytest.raises(SystemExit):
+        leaving.must_not_poll()
+
+
+def test_a_job_that_the_last_report_brings_goes_back_before_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch, leaving: WorkerProcess
+) -> None:
+    left: list[str] = []
+    monkeypatch.setattr(os, "_exit", lambda _code: left.append("the process"))
+
+    def send(_api: object, result: Any) -> None:
+        time.sleep(0.1)
+        left.append(result.task_id)
+
+    monkeypatch.setattr(TaskResourceApi, "update_task", send)
+    leaving.done("the_last")
+    with ThreadPoolExecutor(1) as threads:
+        ending = threads.submit(leaving.give_up)
+        time.sleep(0.1)  # its report is answered: by the next job
+        with pytest.raises(asyncio.CancelledError):
+            leaving.begin("the_next", "workflow")
+        ending.result()
+
+    assert left == ["the_next", "the process"]
 
 
 @ON_THE_STAND_IN
