@@ -274,6 +274,7 @@ class WorkerProcess:
                     os.kill(self._terms.logger_pid, signal.SIGTERM)
 
     def give_up(self) -> None:
+        """End at once, as the grace is over; what is here goes back, and what is on its way has a moment."""
         until = time.monotonic() + _LAST_SECONDS
         self.hand_back()
         while time.monotonic() < min(until, self._done_at + _REPORT_SECONDS) or (

@@ -291,7 +291,7 @@ def test_a_job_that_waits_for_a_thread_keeps_its_process(leaving: WorkerProcess)
 async def test_a_job_that_waits_for_the_loop_keeps_its_process(leaving: WorkerProcess) -> None:
     leaving.must_not_poll()
     leaving.polled()
-    time.sleep(0.1)  # the processor went to others before the job's task could begin
+    time.sleep(0.1)  # noqa: ASYNC251  (the processor goes to others before the job's task can begin)
     job = asyncio.create_task(asyncio.sleep(0))
 
     assert leaving.must_not_poll()
