@@ -178,7 +178,7 @@ class Meetings:
         """See them to their end."""
         give_up = time.monotonic() + PATIENCE
         while left := [state for state in self.states if not state.ended] or not self.states:
-            assert time.monotonic() < give_up, "\n".join(map(str, left))
+            assert time.monotonic() < give_up, f"{left}"
             time.sleep(POLL_SECONDS)
             self._look()
 
