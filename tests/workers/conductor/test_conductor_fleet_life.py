@@ -49,6 +49,7 @@ KINDS = ("in_thread", "in_loop")
 SHARED = (
     0.6  # of a spawned worker's own memory is too much for one that was forked from what is loaded
 )
+LAST_POLL_SECONDS = 0.3  # in which a poll whose process was killed may still be given a job
 JOBS_OF_A_PROCESS = 3
 GIVE_UP_SECONDS = 15.0
 START_METHODS = ("spawn", "forkserver", "fork")
@@ -156,6 +157,7 @@ def start(conductor: Server, postgres_url: str, tmp_path: Path) -> Iterator[Call
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+    time.sleep(LAST_POLL_SECONDS)  # the next test's first job would be lost
 
 
 class Jobs:
