@@ -55,6 +55,7 @@ HOW_POSTGRESQL_RESTARTS: tuple[Literal["fast", "immediate", "kill"], ...] = (
 )
 HOW_IT_RESTARTS: tuple[Literal["term", "kill"], ...] = ("kill", "term", "kill")  # a round each
 PATIENCE = 180.0
+UNACKED_SECONDS = 120.0  # in which a Conductor takes up again what it had taken from its own queues when it was killed
 RESPONSE_SECONDS = 5  # after which Conductor gives the job of a dead worker to another
 END_SECONDS = (
     60.0  # that it took no more than 7 is what the exit code says: nobody had to be killed
@@ -174,9 +175,9 @@ class Meetings:
         self.begin(MEETINGS // ROUNDS)
         self.busy(fleets)
 
-    def finish(self) -> None:
+    def finish(self, within: float = PATIENCE) -> None:
         """See them to their end."""
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + within
         while left := [state for state in self.states if not state.ended] or not self.states:
             assert time.monotonic() < give_up, f"{left}"
             time.sleep(POLL_SECONDS)
@@ -350,7 +351,7 @@ def test_every_meeting_completes_though_conductor_restarts(
             for how in HOW_IT_RESTARTS:
                 meetings.begin_round(fleets)
                 restartable.restart(how)
-            meetings.finish()
+            meetings.finish(PATIENCE + UNACKED_SECONDS)
         fleets.stop()
         assert fleets.processes() == []
     finally:
