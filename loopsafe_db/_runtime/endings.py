@@ -7,6 +7,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopsafe_db._runtime.contexts import in_no_context
 from loopsafe_db._runtime.transport import nowhere
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Alarm:
         self._give_up, self._since = give_up, time.monotonic()
         if self._loop() is not loop:
             self._loop = weakref.ref(loop)
-            loop.call_later(ENDING_TIMEOUT, _look_at, weakref.ref(self))
+            in_no_context(loop.call_later, ENDING_TIMEOUT, _look_at, weakref.ref(self))
 
     def clear(self) -> None:
         """Say that it has ended."""
@@ -48,7 +49,7 @@ class Alarm:
             return  # what is to end is in another loop by now
         left = self._since + ENDING_TIMEOUT - time.monotonic()
         if self._give_up is not None and left > 0:
-            loop.call_later(left, _look_at, weakref.ref(self))
+            in_no_context(loop.call_later, left, _look_at, weakref.ref(self))
             return
         give_up, self._give_up, self._loop = self._give_up, None, nowhere
         if give_up is not None:

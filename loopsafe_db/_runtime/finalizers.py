@@ -17,6 +17,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from loopsafe_db._runtime.contexts import in_no_context
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -27,7 +29,7 @@ def watch_shutdown(on_shutdown: Callable[[], Awaitable[None]]) -> None:
     """Await `on_shutdown` when the running loop shuts down."""
     generator = _left_open(on_shutdown)
     # Only the loop keeps it, for it refers to the loop, which may be dropped.
-    asyncio.get_running_loop().call_later(_PERIOD, _go_on, generator)
+    in_no_context(asyncio.get_running_loop().call_later, _PERIOD, _go_on, generator)
     if sys.get_asyncgen_hooks().firstiter is None:
         _close_first(asyncio.get_running_loop(), generator)
     # The first step registers the generator with the running loop; it reaches its `yield`
@@ -39,7 +41,7 @@ def watch_shutdown(on_shutdown: Callable[[], Awaitable[None]]) -> None:
 def watch_close(loop: asyncio.AbstractEventLoop, on_closed: Callable[[], None]) -> None:
     """Call `on_closed` once `loop` is closed."""
     # The handle is not kept: nobody but the loop may hold the canary.
-    loop.call_later(_PERIOD, _go_on, _Canary(on_closed))
+    in_no_context(loop.call_later, _PERIOD, _go_on, _Canary(on_closed))
     if not _drops_timers(loop):
         _tell_at_close(loop, on_closed)
 
@@ -98,4 +100,4 @@ class _Canary:
 
 def _go_on(kept: object) -> None:
     """Be a timer's callback: wait as long again."""
-    asyncio.get_running_loop().call_later(_PERIOD, _go_on, kept)
+    in_no_context(asyncio.get_running_loop().call_later, _PERIOD, _go_on, kept)

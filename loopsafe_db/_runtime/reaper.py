@@ -43,16 +43,20 @@ class Reaper:
             return
         try:
             if not self.is_running:
-                self._parked.clear()
+                self._parked = threading.Event()
                 self._thread = threading.Thread(
-                    target=self._run, name="loopsafe_db reaper", daemon=True
+                    target=self._run, args=(self._parked,), name="loopsafe_db reaper", daemon=True
                 )
                 self._thread.start()
                 # What has ended would be kept until the next fork, and with it what it has worked for.
-                _running.difference_update([one for one in list(_running) if not one.is_running])
+                _running.difference_update([one for one in list(_running) if not one.is_alive])
                 _running.add(self)
         finally:
             self._starting.release()
+
+    def stop(self) -> None:
+        """Have the thread end, as it has nothing to do: it would keep what it works for. Waits for nobody."""
+        self._parked.set()
 
     def go_on(self) -> None:
         """See to it that the thread runs if a fork has parked it."""
@@ -68,12 +72,17 @@ class Reaper:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a thread."""
+        """Whether there is a thread that goes on."""
+        return self.is_alive and not self._parked.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a thread, if only to its end."""
         return self._thread is not None and self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, parked: threading.Event) -> None:
         pause = self._work()
-        while pause is not None and not self._parked.wait(pause):
+        while pause is not None and not parked.wait(pause):
             pause = self._work()
 
 

@@ -88,6 +88,10 @@ class LoopState:
         self._watch_close()
         return True
 
+    def forget(self, owner: object) -> None:
+        """Call nothing for `owner` any more; unknown ones are fine."""
+        self._closing.pop(owner, None)
+
     def _watch_close(self) -> None:
         loop = self._loop()
         if not self._watched and loop is not None:
@@ -153,6 +157,12 @@ _states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
 _live: dict[LoopKey, LoopState] = {}  # the loops that own something now
 _process: ProcessState | None = None
 _seen = 0  # loops that this process has shown us
+
+
+def forget(owner: object) -> None:
+    """Have no loop keep what has nothing left to end: a loop may live as long as its process."""
+    for state in list(_live.values()):
+        state.forget(owner)
 
 
 def current_state(what: str) -> LoopState:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopsafe_db._runtime.contexts import in_no_context
 from loopsafe_db._runtime.forks import SocketId, has_failed, is_readable
 from loopsafe_db._runtime.whole_steps import whole
 from loopsafe_db.errors import UnsupportedLoopError
@@ -175,7 +176,7 @@ class MovableTransport(Preceding, asyncio.Transport):
         self._paused = False
         if (loop := self.home) is not None and not self.closing:
             read = self._read_with_reset if _is_uvloop(loop) else self._read_ready
-            loop.add_reader(self._fd, partial(whole, read) if self.opening else read)
+            in_no_context(loop.add_reader, self._fd, partial(whole, read) if self.opening else read)
 
     def get_write_buffer_size(self) -> int:
         """Give the bytes that the kernel has not taken yet."""

@@ -35,6 +35,7 @@ from loopsafe_db.drivers.base import (
     Owner,
     ProcessOwner,
     TransactionOptions,
+    take_rows,
 )
 from loopsafe_db.drivers.failures import by_sqlite_code
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
@@ -657,13 +658,13 @@ class AiosqliteDriver:
     async def fetch_all(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> list[Record]:
-        return await _bounded(raw, partial(_fetch, raw, sql, args, None), timeout)  # type: ignore[no-any-return]
+        return take_rows(await _bounded(raw, partial(_fetch, raw, sql, args, None), timeout))
 
     async def fetch_one(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
     ) -> Record | None:
         rows = await _bounded(raw, partial(_fetch, raw, sql, args, 1), timeout)
-        return rows[0] if rows else None
+        return rows.pop() if rows else None
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None

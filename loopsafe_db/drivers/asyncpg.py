@@ -42,6 +42,7 @@ from loopsafe_db.drivers.base import (
     Owner,
     Plans,
     TransactionOptions,
+    take_rows,
 )
 from loopsafe_db.drivers.failures import by_sqlstate, came_by, is_temporary
 from loopsafe_db.drivers.handed_out import plain_connection
@@ -155,6 +156,12 @@ def _has_ended(raw: GuardedConnection) -> bool:
         return False
     protocol = raw.guarded_protocol()
     return protocol is not None and not protocol.is_in_transaction() and protocol.is_connected()
+
+
+class _DriverRecord(BaseRecord):
+    """asyncpg's own row, but freed: from 0.31 on it keeps up to 2,000 of each width for a thread, and past its end."""
+
+    __slots__ = ()
 
 
 class AsyncpgRecord(Record, BaseRecord):
@@ -1057,7 +1064,7 @@ async def _connect(keywords: dict[str, Any], timeout: float) -> GuardedConnectio
         keywords["max_cached_statement_lifetime"] = 0
         if (password := keywords["password"]) is not None:  # its SASL takes no subclass of str
             keywords["password"] = lambda: str(password)
-        raw = await asyncpg.connect(**keywords, timeout=timeout)
+        raw = await asyncpg.connect(**keywords, record_class=_DriverRecord, timeout=timeout)
     finally:
         if raw is None or raw.guarded_transport is not None:
             keywords["loop"].keep(raw)
@@ -1126,7 +1133,7 @@ async def _ask(
     """Run a statement; give its answer, and the statement that asyncpg has prepared."""
     # fetch() keeps the status to itself, and execute() the rows: both are wanted.
     with _limit(timeout):
-        (rows, status, _), statement = await _run(raw, sql, args, 0, timeout, asyncpg.Record)
+        (rows, status, _), statement = await _run(raw, sql, args, 0, timeout, _DriverRecord)
     answer = (status or b"").decode()
     if answer in libpq.DISCARDED:
         raw.guarded_forget()
@@ -1180,9 +1187,10 @@ async def _run(
             result, statement = await raw._Connection__execute(  # noqa: SLF001
                 sql, args, limit, timeout, return_status=True, record_class=record_class
             )
-    if result[1] == _ROLLED_BACK:
+    rows, status, is_all = result
+    if status == _ROLLED_BACK:
         libpq.refuse_rollback(sql)
-    return result, statement
+    return (take_rows(rows) if rows else rows, status, is_all), statement
 
 
 async def _execute_script(raw: GuardedConnection, sql: str, timeout: float | None) -> str:

@@ -136,6 +136,7 @@ class EngineCursor(BaseCursor):
         finally:
             mutex.release()
         self._rows = deque(rows)
+        rows.clear()  # asyncpg would keep them until its next answer
         columns = [(column.name, column.type.oid, *_NO_MORE) for column in attributes]
         counted = _COUNTED.match(status or b"")
         setattr(self, _DESCRIPTION, columns or None)

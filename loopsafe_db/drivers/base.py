@@ -165,6 +165,17 @@ class Plans:
             self.generation += 1
 
 
+def take_rows(rows: list[Any]) -> list[Any]:
+    """Give rows in a list of ours.
+
+    A driver may keep the one that it gave until its next answer, asyncpg in its protocol, aiosqlite in its thread: an
+    idle connection would keep the rows of its last user.
+    """
+    taken = rows[:]
+    rows.clear()
+    return taken
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectOptions:
     """How one connection is opened.

@@ -20,6 +20,8 @@ from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from loopsafe_db._runtime.contexts import in_no_context
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
     from types import FrameType
@@ -343,7 +345,7 @@ class Lending(Generic[E]):
         line.due = now + line.period
         if line.timer is not None:
             line.timer.cancel()
-        line.timer = loop.call_later(line.period, self._tick, loop, line)
+        line.timer = in_no_context(loop.call_later, line.period, self._tick, loop, line)
         if line.sweep_at <= now:
             line.sweep_at = now + SWEEP_EVERY
             self._sweep()

@@ -22,10 +22,11 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
+from loopsafe_db._runtime.contexts import in_no_context
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
 from loopsafe_db._runtime.reaper import Reaper
-from loopsafe_db._runtime.registry import Resource, current_key, current_state
+from loopsafe_db._runtime.registry import Resource, current_key, current_state, forget
 from loopsafe_db._runtime.tasks import may_be_left, stuck_on
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.base import ConnectionState
@@ -617,7 +618,7 @@ class ConnectionPool:
         state = current_state("a connection pool")
         if state.at_close(self, self._loop_ended):
             if self._pause is not None:
-                loop.call_later(self._pause, self._tick, loop, self._pause)
+                self._tick_later(loop, self._pause)
             if not self.scope.movable:
                 state.add(self, Resource(self, self._close_with_loop, _nothing, tuple))
         return state.key
@@ -629,6 +630,8 @@ class ConnectionPool:
         await self._close(
             self.lending.take_idle(lambda entry: entry.home in here, weakref.ref(loop))
         )
+        if not self.lending.idle:
+            self._reaper.stop()
 
     async def _close_with_loop(self) -> None:
         """Close what is idle, as the running loop shuts down, and from now on what comes back there.
@@ -656,8 +659,10 @@ class ConnectionPool:
         """End what is idle, and later what comes back; tell whether nothing is left. For when the handle is gone."""
         self.keep_none()
         nothing_left = self.lending.retire()
+        self._reaper.stop()
         if nothing_left:
             self._retire_stats()
+            forget(self)
         return nothing_left
 
     def terminate(self) -> None:
@@ -795,8 +800,7 @@ class ConnectionPool:
 
     def _tick(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
         """Close now, and after each pause, what this loop has not used for long, or has for too long."""
-        if not self.lending.retired:  # else the timer would keep what nobody has any more
-            loop.call_later(pause, self._tick, loop, pause)
+        self._tick_later(loop, pause)
         here = None, loop
         is_left = self._spare()
         if old := self.lending.take_idle(
@@ -804,6 +808,12 @@ class ConnectionPool:
         ):
             self._in_background(loop, self._close(old))
         self.keep_least()
+
+    def _tick_later(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
+        """Have `_tick` called after a pause; the timer keeps no pool that nobody has any more."""
+        in_no_context(
+            loop.call_later, pause, _call_if_there, weakref.WeakMethod(self._tick), loop, pause
+        )
 
     def _spare(self) -> Callable[[PoolEntry], bool]:
         """Give what tells of an idle connection, once, whether to close it: it is too old, and none of the least."""
@@ -829,6 +839,12 @@ def _untouched(options: DatabaseOptions) -> int:
     if callable(options.reset):
         return Touched.USED
     return Touched.SETTINGS if options.reset == "always" else Touched.NOTHING
+
+
+def _call_if_there(method: weakref.WeakMethod[Callable[..., object]], *args: object) -> None:
+    """Be a timer's callback for an object that may be gone."""
+    if (call := method()) is not None:
+        call(*args)
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import sqlalchemy as sa
 import trio
 import uvloop
 
@@ -101,6 +103,90 @@ async def others(witness: Database) -> int:
             while count := int(await connection.fetch_val(query)):
                 pass
         return count
+
+
+class Request:
+    """What a web framework has in a ContextVar."""
+
+
+served: contextvars.ContextVar[Request] = contextvars.ContextVar("served")
+
+
+async def test_a_loop_s_first_user_is_not_kept_as_long_as_the_loop(database: Database) -> None:
+    async def serve() -> weakref.ref[Request]:
+        served.set(request := Request())
+        await database.fetch_val("SELECT 1")
+        async with database.session() as session:
+            await session.execute(sa.text("SELECT 1"))
+        return weakref.ref(request)
+
+    request = await asyncio.create_task(serve())
+
+    for _ in range(200):  # a loop drops cancelled timers, psycopg's for one, when there are many
+        asyncio.get_running_loop().call_later(3600, gc.collect).cancel()
+    await asyncio.sleep(0)  # until now it had the task, too
+    gc.collect()
+    assert request() is None
+    await database.disconnect()
+
+
+@pytest.mark.parametrize("query", ["text", "clause", "session", "stream"])
+async def test_an_idle_connection_keeps_no_rows(database: Database, query: str) -> None:
+    rows = (
+        "WITH RECURSIVE numbers(n) AS (SELECT 1000 UNION ALL SELECT n + 1 FROM numbers WHERE n < 6000) "
+        "SELECT n FROM numbers"
+    )
+
+    async def ask() -> None:
+        if query == "text":
+            assert len(await database.fetch_all(rows)) == 5001
+        elif query == "clause":
+            assert len(await database.fetch_all(sa.text(rows))) == 5001
+        elif query == "session":
+            async with database.session() as session:
+                assert len((await session.execute(sa.text(rows))).all()) == 5001
+        else:
+            assert len([row async for row in database.iterate(rows)]) == 5001
+
+    await ask()
+    await database.fetch_val("SELECT 1")
+    gc.collect()
+    before = sys.getallocatedblocks()
+    await ask()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 5000
+    await database.disconnect()
+
+
+@pytest.mark.parametrize("query", ["text", "clause", "session", "stream", "raw"])
+def test_a_thread_that_ends_leaves_no_rows_of_asyncpg(postgres_url: str, query: str) -> None:
+    database, rows = Database(postgres_url), "SELECT generate_series(1, 200)"
+
+    async def ask() -> None:
+        if query == "text":
+            await database.fetch_all(rows)
+        elif query == "clause":
+            await database.fetch_all(sa.text(rows))
+        elif query == "session":
+            async with database.session() as session:
+                (await session.execute(sa.text(rows))).all()
+        elif query == "stream":
+            assert [row async for row in database.iterate(rows)]
+        else:
+            async with database.connection() as connection:
+                await connection.raw_connection.fetch(rows)
+
+    def blocks_after(threads: int) -> int:
+        for _ in range(threads):
+            thread = threading.Thread(target=lambda: asyncio.run(ask()))
+            thread.start()
+            thread.join()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = blocks_after(10)
+    assert blocks_after(20) - before < 20 * 200 / 2
+    asyncio.run(database.disconnect())
 
 
 def test_a_thousand_runs_leave_no_session_and_no_loop(postgres_url: str) -> None:
