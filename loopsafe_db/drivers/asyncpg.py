@@ -805,7 +805,7 @@ class AsyncpgDriver:
         except _STALE as error:
             await _prepare_anew(raw, error)
             (rows, _, _), _ = await _fetch(raw, sql, args, 1, timeout)
-        return rows[0] if rows else None
+        return rows.pop() if rows else None
 
     async def execute(
         self, raw: GuardedConnection, sql: str, args: Sequence[Any], timeout: float | None
@@ -1187,10 +1187,10 @@ async def _run(
             result, statement = await raw._Connection__execute(  # noqa: SLF001
                 sql, args, limit, timeout, return_status=True, record_class=record_class
             )
-    rows, status, is_all = result
+    rows, status, is_all = result  # one row is popped by who has asked for no more
     if status == _ROLLED_BACK:
         libpq.refuse_rollback(sql)
-    return (take_rows(rows) if rows else rows, status, is_all), statement
+    return result if limit or not rows else (take_rows(rows), status, is_all), statement
 
 
 async def _execute_script(raw: GuardedConnection, sql: str, timeout: float | None) -> str:
