@@ -119,7 +119,10 @@ class LoopState:
             _, resource = self.resources.popitem()
             _terminate(resource)
         while self._closing:
-            _, callback = self._closing.popitem()
+            try:
+                _, callback = self._closing.popitem()
+            except KeyError:  # another thread has forgotten the last one just now
+                break
             callback()
         loop = self._loop()
         if loop is None or loop.is_closed():
