@@ -151,8 +151,8 @@ def _peak(process: psutil.Process) -> int:
     status = Path(f"/proc/{process.pid}/status")
     if not status.exists():
         return int(process.memory_info().rss)
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0  # it has ended: nobody has waited for it
 
 
 def _schedule(tracks: int, seconds: float) -> Iterator[tuple[float, str, Piece]]:
