@@ -216,7 +216,7 @@ class WorkerProcess:
             # Counted from a look on, not from the poll: tasks that were made before a look have begun at the next.
             self._quiet_since = self._quiet_since or time.monotonic()
             settled = time.monotonic() - self._quiet_since > _SETTLE_SECONDS
-            if settled and not self._in_flight() and not _wait_for_a_thread():
+            if settled and not self._in_flight() and not _is_work_queued():
                 raise SystemExit(0)
         return True
 
@@ -415,7 +415,7 @@ def _git(beside: str, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _wait_for_a_thread() -> bool:
+def _is_work_queued() -> bool:
     """Whether work waits for a thread of a pool. The SDK ends its pool at the process's end: what waits is lost."""
     queues = [_threads_queues.get(thread) for thread in threading.enumerate()]
     return any(not queue.empty() for queue in queues if queue is not None)
