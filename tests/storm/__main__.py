@@ -76,8 +76,7 @@ def _held() -> dict[str, float]:
     queries._texts = queries._Texts()  # noqa: SLF001 (they fill their 4 MiB long after the first rounds)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free is given back
-    resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
-    pages = resident - of_files  # libraries come in as their code is met
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
     megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     descriptors = len(os.listdir("/proc/self/fd"))
     return {"descriptors": descriptors, "threads": threading.active_count(), "MiB": megabytes}
