@@ -2,7 +2,7 @@
 # aiosqlite gives each connection a thread, which keeps what it has done last, with the result, in its local variables
 # until the next thing comes. So a connection that is kept open and idle, in a module or in a pool, keeps every row of
 # its last fetchall() in memory, long after the caller has let go of them; the garbage collector cannot help, for a
-# running thread has them. Any statement frees them. What sqlite3 itself gave is gone with the caller's last reference.
+# running thread has them. Any statement frees them.
 # Guess before the run, of 100,000 rows that the caller has dropped: freed at once.
 # No server is needed. Exits 0 while that is so.
 set -eu

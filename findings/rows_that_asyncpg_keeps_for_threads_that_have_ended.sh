@@ -41,8 +41,8 @@ print(f"asyncpg {version('asyncpg')}: {kept} blocks are kept of {THREADS * ROWS}
 is_kept = kept > THREADS * ROWS * 0.9
 sys.exit(is_kept == (version("asyncpg") == "0.30.0"))
 PYTHON
-for release in 0.30.0 0.31.0 0.32.0; do
+for release in asyncpg==0.30.0 asyncpg==0.31.0 asyncpg==0.32.0; do
     python3 -m venv "$folder/$release"
-    "$folder/$release/bin/pip" install --quiet --disable-pip-version-check "asyncpg==$release"
+    "$folder/$release/bin/pip" install --quiet --disable-pip-version-check "$release"
     "$folder/$release/bin/python" "$folder/run.py"
 done

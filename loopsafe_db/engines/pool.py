@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import itertools
 import logging
@@ -769,7 +768,7 @@ class ConnectionPool:
             return  # what it has is all there is
         look = partial(task.add_done_callback, lambda _: self._sweep())
         with suppress(RuntimeError):  # the loop is closed, and its end has looked
-            task.get_loop().call_soon_threadsafe(look, context=contextvars.Context())
+            in_no_context(task.get_loop().call_soon_threadsafe, look)
 
     def _sweep(self) -> None:
         """End what is lent in loops that are closed, or to tasks that are done or never run again."""
