@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IN_TIME = 20  # seconds, of a machine that is busy
 MANY = 3000
+LISTENERS = "FROM pg_stat_activity WHERE query ILIKE 'LISTEN %' AND datname = current_database()"
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -225,7 +226,7 @@ async def hold_shared(db: Database, key: int | str) -> None:
 async def until_it_is_listened(db: Database, listening: Any) -> Any:
     """Give the task of the first that is heard, when it is listened."""
     task = asyncio.ensure_future(anext(listening))
-    query = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %' AND datname = current_database()"
+    query = f"SELECT count(*) {LISTENERS}"
     async with asyncio.timeout(IN_TIME):
         while not await db.fetch_val(query):  # noqa: ASYNC110 (the server knows it)
             await asyncio.sleep(0.01)
@@ -249,9 +250,7 @@ async def test_a_connection_that_was_lost_is_a_gap(postgres_url: str, db: Databa
         far = Database(wire.url, max_size=1)
         async with aclosing(far.listen("news")) as listening:
             task = await until_it_is_listened(db, listening)
-            await db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
-            )
+            await db.execute(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
             async with asyncio.timeout(IN_TIME):
                 gap = await task
             assert isinstance(gap, Gap)
@@ -271,7 +270,7 @@ async def test_who_stops_listening_leaves_no_connection(db: Database) -> None:
         await task
     await listening.aclose()
 
-    query = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
+    query = f"SELECT count(*) {LISTENERS}"
     async with asyncio.timeout(IN_TIME):
         while await db.fetch_val(query):  # noqa: ASYNC110 (the server knows it)
             await asyncio.sleep(0.01)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +172,34 @@ def test_a_row_has_names_places_and_slices_and_says_what_it_has_not() -> None:
     with pytest.raises(KeyError, match="c") as caught:
         row["c"]
     assert "it has ['a', 'b']" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("query", ["text", "clause", "session", "stream"])
+async def test_an_idle_connection_keeps_no_rows(any_database: Database, query: str) -> None:
+    database = any_database
+    rows = (
+        "SELECT seq FROM seq_1000_to_6000"  # MariaDB ends a recursion after 1,000 rows
+        if database.url.dialect == "mysql"
+        else "WITH RECURSIVE numbers(n) AS (SELECT 1000 UNION ALL SELECT n + 1 FROM numbers WHERE n < 6000) "
+        "SELECT n FROM numbers"
+    )
+
+    async def ask() -> None:
+        if query == "text":
+            assert len(await database.fetch_all(rows)) == 5001
+        elif query == "clause":
+            assert len(await database.fetch_all(sa.text(rows))) == 5001
+        elif query == "session":
+            async with database.session() as session:
+                assert len((await session.execute(sa.text(rows))).all()) == 5001
+        else:
+            assert len([row async for row in database.iterate(rows)]) == 5001
+
+    await ask()
+    await database.fetch_val("SELECT 1")
+    gc.collect()
+    before = sys.getallocatedblocks()
+    await ask()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 5000
+    await database.disconnect()

@@ -130,37 +130,6 @@ async def test_a_loop_s_first_user_is_not_kept_as_long_as_the_loop(database: Dat
     await database.disconnect()
 
 
-@pytest.mark.parametrize("query", ["text", "clause", "session", "stream"])
-async def test_an_idle_connection_keeps_no_rows(any_database: Database, query: str) -> None:
-    database = any_database
-    rows = (
-        "SELECT seq FROM seq_1000_to_6000"  # MariaDB ends a recursion after 1,000 rows
-        if database.url.dialect == "mysql"
-        else "WITH RECURSIVE numbers(n) AS (SELECT 1000 UNION ALL SELECT n + 1 FROM numbers WHERE n < 6000) "
-        "SELECT n FROM numbers"
-    )
-
-    async def ask() -> None:
-        if query == "text":
-            assert len(await database.fetch_all(rows)) == 5001
-        elif query == "clause":
-            assert len(await database.fetch_all(sa.text(rows))) == 5001
-        elif query == "session":
-            async with database.session() as session:
-                assert len((await session.execute(sa.text(rows))).all()) == 5001
-        else:
-            assert len([row async for row in database.iterate(rows)]) == 5001
-
-    await ask()
-    await database.fetch_val("SELECT 1")
-    gc.collect()
-    before = sys.getallocatedblocks()
-    await ask()
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 5000
-    await database.disconnect()
-
-
 @pytest.mark.parametrize("query", ["text", "clause", "session", "stream", "raw"])
 def test_a_thread_that_ends_leaves_no_rows_of_asyncpg(postgres_url: str, query: str) -> None:
     database, rows = Database(postgres_url), "SELECT generate_series(1, 200)"
