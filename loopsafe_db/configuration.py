@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.engines.factory import connect_options, make_engine, make_pool
 from loopsafe_db.engines.listeners import hand_on, unlock
@@ -54,7 +54,7 @@ class ProcessPools:
     def find(self) -> ConnectionPool:
         """Give the pool of this process, made at the first call."""
         pool = self.pool
-        if pool is None or pool.key.pid != os.getpid():
+        if pool is None or pool.key.pid != getpid():
             pool = self.pool = process_state().get(self, self._make)
         return pool
 

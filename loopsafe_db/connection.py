@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import weakref
 from collections.abc import AsyncIterable
@@ -16,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
 from loopsafe_db._runtime.keys import running_loop
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.control import BLOCK, refuse_end
@@ -359,7 +359,7 @@ class Connection:
                 self._touch(Touched.RAW)  # the reset of the session gives it back
                 _log.info("an advisory lock stays until its connection is given back: %s", error)
 
-        if self._key.pid == os.getpid():
+        if self._key.pid == getpid():
             await or_give_up(work, ENDING_TIMEOUT, self.give_up)
 
     def _copying(self, what: str) -> Any:
@@ -471,7 +471,7 @@ class Connection:
 
     def has_open(self, opened: OpenTransaction) -> bool:
         """Tell whether a transaction is open here, and in this process: it may have gone with the one around it."""
-        is_held = self._entry is not None and self._key.pid == os.getpid()
+        is_held = self._entry is not None and self._key.pid == getpid()
         return is_held and opened in self._transactions
 
     def forsake(self) -> None:
@@ -532,7 +532,7 @@ class Connection:
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
                         await opened.transaction.rollback()
 
-        if self._key.pid == os.getpid():
+        if self._key.pid == getpid():
             await or_give_up(roll_back, seconds, self.give_up)
 
     async def _check_out(self, place: str) -> None:
@@ -576,7 +576,7 @@ class Connection:
 
     async def _return(self) -> None:
         entry, self._entry = self._entry, None
-        if entry is None or self._key.pid != os.getpid():
+        if entry is None or self._key.pid != getpid():
             return
         if self._owner is not None:
             self._unbind(self._owner)
@@ -704,7 +704,7 @@ class Connection:
     def _check(self) -> None:
         """Refuse any user but the owner, and those it has led to, before anything reaches the driver."""
         task = current_task()
-        if task is self._owner and self._entry is not None and self._key.pid == os.getpid():
+        if task is self._owner and self._entry is not None and self._key.pid == getpid():
             return
         caller = current_key()
         if caller != self._key and self._taken_at:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db.commit_semantics import (
     ReadOnlyTransaction,
     can_defer,
@@ -205,7 +205,7 @@ class PinnedConnection(Connection):
     @property
     def is_here(self) -> bool:
         """Whether this is the process that has it: any loop may use it."""
-        return self._key.pid == os.getpid()
+        return self._key.pid == getpid()
 
     @property
     def is_open(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from loopsafe_db._runtime import forks
 from loopsafe_db._runtime.finalizers import watch_close, watch_shutdown
 from loopsafe_db._runtime.keys import LoopKey, next_serial, running_loop
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.transport import live_transports
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class LoopState:
     """What one loop of this process owns. Only that loop's thread changes it while the loop lives."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.key = LoopKey(os.getpid(), next_serial())
+        self.key = LoopKey(getpid(), next_serial())
         self.resources: dict[object, Resource] = {}
         self.locks: dict[object, asyncio.Lock] = {}
         self._closing: dict[object, Callable[[], None]] = {}
@@ -133,7 +134,7 @@ class ProcessState:
     """What all loops of this process share; any thread may ask for it."""
 
     def __init__(self) -> None:
-        self.key = LoopKey(os.getpid(), 0)
+        self.key = LoopKey(getpid(), 0)
         self.resources: dict[object, Resource] = {}
         self.lock = threading.RLock()
 
@@ -180,7 +181,7 @@ def current_state(what: str) -> LoopState:
     """
     loop = running_loop(what)
     state = _states.get(loop)
-    if state is not None and state.key.pid == os.getpid():
+    if state is not None and state.key.pid == getpid():
         return state
     return _enter(loop)
 
@@ -190,14 +191,14 @@ def current_key() -> LoopKey:
     try:
         return current_state("").key
     except RuntimeError:
-        return LoopKey(os.getpid(), 0)
+        return LoopKey(getpid(), 0)
 
 
 def process_state() -> ProcessState:
     """Give what this process shares among its loops."""
     global _process
     state = _process
-    if state is None or state.key.pid != os.getpid():
+    if state is None or state.key.pid != getpid():
         with _process_lock:
             _forget_other_process()
             state = _process = _process or ProcessState()
@@ -206,13 +207,13 @@ def process_state() -> ProcessState:
 
 def live_states() -> list[LoopState]:
     """List the loops of this process that own something."""
-    pid = os.getpid()
+    pid = getpid()
     return [state for state in list(_live.values()) if state.key.pid == pid]
 
 
 def shared_values() -> list[Any]:
     """List what the loops of this process share."""
-    if _process is None or _process.key.pid != os.getpid():
+    if _process is None or _process.key.pid != getpid():
         return []
     return [resource.value for resource in list(_process.resources.values())]
 
@@ -240,7 +241,7 @@ def _enter(loop: asyncio.AbstractEventLoop) -> LoopState:
 
 
 def _forget_other_process() -> None:
-    pid = os.getpid()
+    pid = getpid()
     if (_process is not None and _process.key.pid != pid) or any(
         key.pid != pid for key in list(_live)
     ):
@@ -281,7 +282,7 @@ def _abandon() -> None:
 
 
 def _before_fork() -> None:
-    if _process is not None and _process.key.pid == os.getpid():
+    if _process is not None and _process.key.pid == getpid():
         for resource in list(_process.resources.values()):
             resource.before_fork()
 
@@ -289,7 +290,7 @@ def _before_fork() -> None:
 def _at_exit() -> None:
     for state in live_states():
         state.terminate()
-    if _process is not None and _process.key.pid == os.getpid():
+    if _process is not None and _process.key.pid == getpid():
         _process.terminate()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import os
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.drivers.failures import by_sqlstate
 from loopsafe_db.errors import ForeignLoopError, TransactionOptionsError
@@ -213,14 +213,14 @@ class Owner:
         Raises:
             ForeignLoopError: The running loop is not the one that it was lent in.
         """
-        if self.key.pid != os.getpid() or asyncio._get_running_loop() is not self._loop():  # noqa: SLF001
+        if self.key.pid != getpid() or asyncio._get_running_loop() is not self._loop():  # noqa: SLF001
             what = f"<{type(raw).__module__.rpartition('.')[2]} connection {id(raw):#x}>"
             raise ForeignLoopError(what, self.key, current_key())
 
     @property
     def is_here(self) -> bool:
         """Whether this is the process that opened it."""
-        return self.key.pid == os.getpid()
+        return self.key.pid == getpid()
 
 
 class ProcessOwner(Owner):

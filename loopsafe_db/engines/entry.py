@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import threading
 import time
@@ -17,6 +16,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import Alarm
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.drivers.url import connect_timeout, describe_target
@@ -277,7 +277,7 @@ class PoolEntry(_ConnectionRecord):
             and self.lender.driver.traits.settles
             and not soft
             and in_greenlet()
-            and self.lender.key.pid == os.getpid()
+            and self.lender.key.pid == getpid()
             and not self.is_being_opened
         ):
             proxy = self.fairy_ref

@@ -7,7 +7,6 @@ import copy
 import itertools
 import logging
 import math
-import os
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from loopsafe_db._runtime.contexts import in_no_context
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT
 from loopsafe_db._runtime.keys import LoopKey
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.reaper import Reaper
 from loopsafe_db._runtime.registry import Resource, current_key, current_state, forget
 from loopsafe_db._runtime.tasks import may_be_left, stuck_on
@@ -231,7 +231,7 @@ class ConnectionPool:
     def __init__(
         self, driver: Driver, options: DatabaseOptions, scope: Scope, engine: AsyncEngine
     ) -> None:
-        self.key = LoopKey(os.getpid(), 0)
+        self.key = LoopKey(getpid(), 0)
         self.engine, self.queue = engine, cast("SharedQueue", engine.sync_engine.pool)
         self.clauses = self.queue.clauses
         self.driver = self.user_driver = driver
@@ -298,7 +298,7 @@ class ConnectionPool:
         Raises:
             ForeignLoopError: The pool came through a fork.
         """
-        if self.key.pid != os.getpid():
+        if self.key.pid != getpid():
             raise ForeignLoopError(repr(self.engine), self.key, current_key())
         return self.lending.take_here(loop) or self._entry(self.lending.take(loop))
 
@@ -439,7 +439,7 @@ class ConnectionPool:
         """Open in the running loop, if there is one that goes on, what is missing of the least."""
         loop = asyncio._get_running_loop()  # noqa: SLF001
         goes_on = loop is not None and weakref.ref(loop) not in self._ending
-        if goes_on and self.lending.open < self._least and self.key.pid == os.getpid():
+        if goes_on and self.lending.open < self._least and self.key.pid == getpid():
             self._in_background(cast("Any", loop), self._replace_lost())
 
     async def _replace_lost(self) -> None:

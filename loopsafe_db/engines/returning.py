@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db._runtime.pids import getpid
 from loopsafe_db.control import SESSION, refuse_end_in_sql
 from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.drivers.session_state import Touched, touched_by_sql
@@ -126,7 +126,7 @@ class Returning:
             reset: Whether a transaction that is open then is rolled back.
             settle: Whether something may be under way.
         """
-        if self._pool.key.pid != os.getpid():
+        if self._pool.key.pid != getpid():
             return  # in a forked child that runs its parent's tasks down
 
         raw = entry.raw
@@ -149,7 +149,7 @@ class Returning:
         connection stays warm. Else that would only cost time: who is cancelled just now loses the connection.
         """
         entry.take_back()
-        if not entry.is_open or self._pool.key.pid != os.getpid():
+        if not entry.is_open or self._pool.key.pid != getpid():
             return
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
