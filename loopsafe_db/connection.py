@@ -180,7 +180,7 @@ class Connection:
         self._depth -= 1
         if not self._depth:
             await self._release()
-        elif (task := current_task()) in self._guests:
+        elif self._guests and (task := current_task()) in self._guests:
             self._guests.remove(task)
         elif self._depth == len(self._guests):
             self._pass_on(self._guests[0])
@@ -1098,7 +1098,11 @@ def current_task() -> asyncio.Task[Any]:
         NoRunningLoopError: No loop runs in this thread.
         TransactionError: The loop runs a callback.
     """
-    task = asyncio.current_task(running_loop("a query"))
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        running_loop("a query")  # it says why there is none
+        raise
     if task is None:
         raise TransactionError(
             "a connection belongs to an asyncio task, and this code runs in none"

@@ -224,10 +224,13 @@ class Database:
         timeout: float | None = None,
     ) -> Any:
         """Give one column, by position, name or SQLAlchemy's object, of the first row; None if there is no row."""
-        if type(query) is str and (pool := self._free_pool()) is not None:
+        if type(query) is not str:
+            row = await self.fetch_one(query, values, timeout=timeout)
+        elif (pool := self._free_pool()) is not None:
             row = await _once(pool, pool.user_driver.fetch_one, query, values, timeout)
         else:
-            row = await self.fetch_one(query, values, timeout=timeout)
+            async with self.connection() as connection:
+                row = await connection.fetch_one(query, values, timeout=timeout)
         return None if row is None else connections.column_of(row, column)
 
     async def execute(

@@ -236,7 +236,10 @@ class GuardedConnection(BaseConnection):
 
     def keep(self) -> None:
         """Keep all of it: the loop may end, and another one have the connection."""
-        self.guarded_kept = self.guarded_protocol(), self.guarded_stream(), self.guarded_socket()
+        self.guarded_kept = self.guarded_socket() or (
+            self.guarded_protocol(),
+            self.guarded_stream(),
+        )
 
     @property
     def guarded_transport(self) -> MovableTransport | None:
