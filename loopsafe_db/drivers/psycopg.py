@@ -53,6 +53,7 @@ from loopsafe_db.drivers.base import (
 )
 from loopsafe_db.drivers.failures import came_by
 from loopsafe_db.drivers.handed_out import part, plain_connection, refuse, twin
+from loopsafe_db.drivers.psycopg_operation import Operation
 from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.errors import (
     AuthenticationError,
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
-        Generator,
         Iterable,
         Mapping,
         Sequence,
@@ -372,15 +372,12 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         self.guarded_owner.check(self)
         with self._looking:
             self._waiting = True
-        options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
         try:
             sock = self.pgconn.socket  # where it is closed this fails, before anything is begun
-            try:
-                wanted = next(gen)
-            except StopIteration as done:
-                # psycopg 3.3 may yield to the loop here: who is cancelled then does not learn that it is done.
-                return done.value
-            return await waiting.wait_async(_going_on(gen, wanted), sock, interval, **options)
+            if interval == _SELDOM and timeout is None:
+                return await Operation(gen, sock).run()
+            options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2 knows of none
+            return await waiting.wait_async(gen, sock, interval, **options)
         except _ANSWERS:
             raise
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -411,7 +408,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             async with asyncio.timeout(ENDING_TIMEOUT):
                 await self.cancel_safe()
                 with suppress(psycopg.Error):  # cancelled, or it had failed by itself
-                    await waiting.wait_async(_resumed(gen), self.pgconn.socket, _SELDOM)
+                    await Operation(gen, self.pgconn.socket).run(waiting.READY_W)
                 # A pipeline comes to rest at its end.
                 in_pipeline = self.pgconn.pipeline_status != PipelineStatus.OFF
                 self.ended = (
@@ -1060,23 +1057,6 @@ def _begin(options: TransactionOptions) -> str:
     if options.deferrable:
         words.append("DEFERRABLE")
     return " ".join(words)
-
-
-def _resumed(gen: Any) -> Generator[Any, Any, Any]:
-    """Go on with what was stopped while it waited for its socket."""
-    try:
-        wanted = gen.send(waiting.Ready.W)
-    except StopIteration as done:
-        return done.value
-    return (yield from _going_on(gen, wanted))
-
-
-def _going_on(gen: Any, wanted: Any) -> Generator[Any, Any, Any]:
-    try:
-        while True:
-            wanted = gen.send((yield wanted))
-    except StopIteration as done:
-        return done.value
 
 
 @asynccontextmanager

@@ -611,3 +611,31 @@ async def test_who_is_cancelled_while_the_loop_gets_a_turn_is_cancelled_and_noth
 
     assert await database.fetch_val("SELECT count(*) FROM things") % 3 == 0
     assert database.stats().opened == 1
+
+
+class Counting(asyncio.SelectorEventLoop):
+    """A loop that counts whom it is told to wake up."""
+
+    told = 0
+
+    def call_soon(self, *args: Any, **options: Any) -> Any:
+        self.told += 1
+        return super().call_soon(*args, **options)
+
+
+def test_a_long_answer_wakes_its_task_once(database: Database) -> None:
+    with asyncio.Runner(loop_factory=Counting) as runner:
+        runner.run(database.fetch_val("SELECT 1"))
+        loop = runner.get_loop()
+        assert isinstance(loop, Counting)
+
+        async def told_by(query: str) -> int:
+            before = loop.told
+            await database.fetch_val(query)
+            return loop.told - before
+
+        short = runner.run(told_by("SELECT 1"))
+        long = runner.run(told_by("SELECT repeat('x', 30000000)"))
+        runner.run(database.disconnect())
+    # An exception out of a signal handler that strikes while a task is being woken leaves it asleep for ever.
+    assert long == short
