@@ -1171,9 +1171,14 @@ def joined(pool: ConnectionPool) -> Connection | None:
     """Give the connection that the current task has, if it has one and is to use it."""
     if pool.pinned is not None:
         return pool.pinned  # type: ignore[no-any-return]
-    stack = pool.bound.get(weakref.ref(current_task())) if pool.bound else None
-    connection = stack[-1]() if stack else None
+    connection = own(pool)
     return inherited(pool) if connection is None else connection
+
+
+def own(pool: ConnectionPool) -> Connection | None:
+    """Give the connection that the current task has taken by itself: it is not released while that asks something."""
+    stack = pool.bound.get(weakref.ref(current_task())) if pool.bound else None
+    return stack[-1]() if stack else None
 
 
 def inherited(pool: ConnectionPool) -> Connection | None:

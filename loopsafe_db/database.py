@@ -201,6 +201,8 @@ class Database:
             return await _once(pool, pool.user_driver.fetch_all, query, values, timeout)
         if (ready := self._ready(query, values)) is not None:
             return (await _ask(*ready, timeout))[0]
+        if (own := self._own()) is not None:
+            return await own.fetch_all(query, values, timeout=timeout)
         async with self.connection() as connection:
             return await connection.fetch_all(query, values, timeout=timeout)
 
@@ -212,6 +214,8 @@ class Database:
             return await _once(pool, pool.user_driver.fetch_one, query, values, timeout)
         if (ready := self._ready(query, values)) is not None:
             return next(iter((await _ask(*ready, timeout))[0]), None)
+        if (own := self._own()) is not None:
+            return await own.fetch_one(query, values, timeout=timeout)
         async with self.connection() as connection:
             return await connection.fetch_one(query, values, timeout=timeout)
 
@@ -228,6 +232,8 @@ class Database:
             row = await self.fetch_one(query, values, timeout=timeout)
         elif (pool := self._free_pool()) is not None:
             row = await _once(pool, pool.user_driver.fetch_one, query, values, timeout)
+        elif (own := self._own()) is not None:
+            row = await own.fetch_one(query, values, timeout=timeout)
         else:
             async with self.connection() as connection:
                 row = await connection.fetch_one(query, values, timeout=timeout)
@@ -248,6 +254,8 @@ class Database:
         if (ready := self._ready(query, values)) is not None:
             rows, outcome = await _ask(*ready, timeout)
             return rows[0][0] if rows else outcome
+        if (own := self._own()) is not None:
+            return await own.execute(query, values, timeout=timeout)
         async with self.connection() as connection:
             return await connection.execute(query, values, timeout=timeout)
 
@@ -563,6 +571,11 @@ class Database:
         if not pool.bound:
             return pool
         return pool if connections.joined(pool) is None else None
+
+    def _own(self) -> Connection | None:
+        """Give the connection that the running task has taken by itself, where all that it asks goes over that."""
+        pool = self._overrides.current.find_pool()
+        return connections.own(pool) if pool.direct else None
 
     def _ready(
         self, query: Query, values: Mapping[str, Any] | None

@@ -662,7 +662,7 @@ class AsyncpgTransaction(BaseTransaction):
         if raw._top_xact is self:  # noqa: SLF001
             raw._top_xact = None  # noqa: SLF001
         try:
-            answer = await raw.execute(
+            answer = await raw.guarded_query(
                 f"RELEASE SAVEPOINT {self._id}" if self._nested else "COMMIT"
             )
         except asyncpg.InFailedSQLTransactionError as error:
