@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import linecache
 import logging
 import os
 import sys
@@ -72,8 +73,12 @@ def main() -> int:
 
 
 def _held() -> dict[str, float]:
-    """Tell what this process holds: descriptors, threads and memory, without the texts that it knows."""
-    queries._texts = queries._Texts()  # noqa: SLF001 (they fill their 4 MiB long after the first rounds)
+    """Tell what this process holds: descriptors, threads, and memory without caches that fill for long.
+
+    Those are texts, 4 MiB at most, and the source lines of each file that a printed traceback has named, 60 KiB or so.
+    """
+    queries._texts = queries._Texts()  # noqa: SLF001
+    linecache.clearcache()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free is given back
     pages = int(Path("/proc/self/statm").read_text().split()[1])
