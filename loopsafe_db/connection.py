@@ -1101,9 +1101,9 @@ def current_task() -> asyncio.Task[Any]:
     try:
         task = asyncio.current_task()
     except RuntimeError:
-        running_loop("a query")  # it says why there is none
-        raise
+        task = None
     if task is None:
+        running_loop("a query")  # it says why there is none
         raise TransactionError(
             "a connection belongs to an asyncio task, and this code runs in none"
         )
