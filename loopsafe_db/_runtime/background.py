@@ -28,6 +28,7 @@ class BackgroundLoop:
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self._lock: asyncio.Lock = asyncio.Lock()
         self._left: Future[Any] | None = None
+        self._is_stopping = False
         threading.Thread(target=self._run, name="loopsafe_db connection", daemon=True).start()
 
     @property
@@ -65,7 +66,12 @@ class BackgroundLoop:
     def stop(self) -> None:
         """Cancel all and close the loop, soon; from any thread."""
         with suppress(RuntimeError):  # closed already
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if not self._is_stopping:  # a second stop would end what the first has ended
+            self._is_stopping = True
+            self.loop.stop()
 
     async def _in_turn(self, awaitable: Awaitable[T]) -> T:
         async with self._lock:
