@@ -66,15 +66,16 @@ def test_a_child_forked_in_c_uses_no_connection_of_its_parent(database: Database
         except ForkedFileError:
             return is_sqlite  # nobody has closed it before such a fork
 
-    before = asyncio.run(session())
-    child = fork_in_c()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)  # on its parent's connection, it may wait for ever
-        os._exit(0 if is_another(before) else 9)
-    assert os.waitpid(child, 0)[1] == 0
-    assert asyncio.run(session()) == before
-    asyncio.run(database.disconnect())
+    with asyncio.Runner() as runner:
+        before = runner.run(session())
+        child = fork_in_c()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # on its parent's connection, it may wait for ever
+            os._exit(0 if is_another(before) else 9)
+        assert os.waitpid(child, 0)[1] == 0
+        assert runner.run(session()) == before
+        runner.run(database.disconnect())
 
 
 class Kernel:
