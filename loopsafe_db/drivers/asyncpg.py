@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
+from asyncpg.protocol import BUILTIN_TYPE_NAME_MAP as BUILTIN_TYPES
 from sqlalchemy import JSON, event
 from sqlalchemy.dialects import postgresql, registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
         def _get_statement(
             self, query: str, timeout: float | None, **options: Any
         ) -> Awaitable[Any]: ...
+        async def _introspect_type(self, typename: str, schema: str) -> Any: ...
         async def set_type_codec(self, typename: str, **options: Any) -> None: ...
         async def _executemany(self, *args: Any, **options: Any) -> Any: ...
 else:
@@ -363,6 +365,13 @@ class GuardedConnection(BaseConnection):
             )
         await super().set_type_codec(typename, **options)
         self.guarded_codecs.add(typename)
+
+    async def _introspect_type(self, typename: str, schema: str) -> Any:
+        # asyncpg makes a row of its own kind for it, which it keeps past the end of the thread.
+        oid = BUILTIN_TYPES.get(typename) if schema == "pg_catalog" else None
+        if oid is None or typename.endswith("[]"):
+            return await super()._introspect_type(typename, schema)
+        return {"oid": oid, "elemtype": None, "kind": b"b"}
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
         """Execute, and keep the answer: asyncpg's transactions do not look at it."""
@@ -662,7 +671,8 @@ class AsyncpgTransaction(BaseTransaction):
         if raw._top_xact is self:  # noqa: SLF001
             raw._top_xact = None  # noqa: SLF001
         try:
-            answer = await raw.guarded_query(
+            # by execute(): that is where OpenTelemetry and logfire look
+            answer = await raw.execute(
                 f"RELEASE SAVEPOINT {self._id}" if self._nested else "COMMIT"
             )
         except asyncpg.InFailedSQLTransactionError as error:

@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import threading
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,34 @@ def test_a_thread_that_ends_leaves_no_rows_of_asyncpg(postgres_url: str, query: 
     before = blocks_after(10)
     assert blocks_after(20) - before < 20 * 200 / 2
     asyncio.run(database.disconnect())
+
+
+def test_nor_what_asyncpg_is_told_of_types_when_it_connects(postgres_url: str) -> None:
+    engine = Database(postgres_url, scope=SCOPE).engine
+
+    async def connect() -> None:
+        async with engine.connect() as connection:  # sets codecs for json and jsonb
+            await connection.execute(sa.text("SELECT 1"))
+        await engine.dispose()
+
+    def run_in(threads: int) -> None:
+        for _ in range(threads):
+            thread = threading.Thread(target=lambda: asyncio.run(connect()))
+            thread.start()
+            thread.join()
+
+    run_in(5)
+    tracemalloc.start()
+    try:
+        run_in(20)
+        gc.collect()
+        by_asyncpg = tracemalloc.Filter(
+            inclusive=True, filename_pattern="*/asyncpg/introspection.py"
+        )
+        kept = tracemalloc.take_snapshot().filter_traces([by_asyncpg]).statistics("filename")
+    finally:
+        tracemalloc.stop()
+    assert sum(one.count for one in kept) < 20
 
 
 def test_a_thousand_runs_leave_no_session_and_no_loop(postgres_url: str) -> None:

@@ -78,7 +78,8 @@ def test_a_block_that_is_cancelled_leaves_nothing_to_the_next(
             asyncio.run(insert(patience))
         assert asyncio.run(database.fetch_val(COUNT)) == 0
         if database.url.get_backend_name() == "postgresql":
-            assert asyncio.run(database.fetch_val(UNFINISHED)) == 0
+            while asyncio.run(database.fetch_val(UNFINISHED)):
+                pass  # the server hears of a connection that was given up in time; the test has a timeout
     with rolled_back:
         asyncio.run(insert(10))
 

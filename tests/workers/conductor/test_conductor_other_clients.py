@@ -112,7 +112,7 @@ def test_each_job_has_clients_of_its_own_loop(
 
     said = "".join(program.process.communicate())
     assert code == 0, said
-    assert sorted(told.lrange("kept", 0, -1)) == sorted(
-        [*workflows, "parent_before", "parent_after"]
-    )
+    wanted = [*workflows, "parent_before", "parent_after"]
+    kept = told.lrange("kept", 0, -1)  # beside jobs that an earlier test has left on that server
+    assert sorted(one for one in kept if one in wanted) == sorted(wanted)
     assert not {"Unclosed", "unclosed", "Error"} & {*said.replace(":", " ").split()}, said
