@@ -710,7 +710,9 @@ async def _alone(
             tell(pool, entry, error, sent, undone=False)
         raise
     finally:
-        if not pool.returning.release_idle(entry):
+        if pool.returning.is_idle(entry):
+            pool.give_back(entry)  # the common case, without a coroutine
+        else:
             await pool.returning.release(entry)
     return result
 

@@ -142,7 +142,9 @@ class MovableTransport(Preceding, asyncio.Transport):
 
     def has_news(self, since: float) -> bool:
         """Tell whether anything has come in since then, on the monotonic clock, read or not yet."""
-        return self._heard_at > since or (may_have_news(since) and is_readable(self._fd))
+        if self._heard_at > since:
+            return True
+        return time.monotonic() - since > _NO_NEWS and is_readable(self._fd)
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""

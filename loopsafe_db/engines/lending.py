@@ -381,9 +381,9 @@ class Lending(Generic[E]):
             self._work()
         return True
 
-    def give_back(self, entry: E) -> None:
+    def give_back(self, entry: E, *, is_open: bool) -> None:
         """Return an entry that was in `held`; one whose connection is gone leaves its place."""
-        if entry.is_open and not self.retired:
+        if is_open and not self.retired:
             self._put_back(entry)
         else:
             self._post(entry)

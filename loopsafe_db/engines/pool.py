@@ -104,9 +104,9 @@ class SharedQueue(Pool):
 
     def _do_return_conn(self, record: Any) -> None:
         returning = record.lender.returning
-        if returning.release_idle(record):
-            return
-        if record.is_open and in_greenlet():
+        if returning.is_idle(record):
+            record.lender.give_back(record)
+        elif record.is_open and in_greenlet():
             await_only(returning.release(record))
         else:
             returning.release_nowait(record)
@@ -581,7 +581,7 @@ class ConnectionPool:
         # Last, and at once: what is in neither is lost for a while if an exception strikes.
         if self.lending.held.pop(entry, None) is not None:
             entry.task_ref = None
-            self.lending.give_back(entry)
+            self.lending.give_back(entry, is_open=entry.dbapi_connection is not None)
 
     def proxy(self, entry: PoolEntry) -> Proxy:
         """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""

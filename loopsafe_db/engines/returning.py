@@ -51,7 +51,8 @@ class Returning:
     def is_idle(self, entry: PoolEntry) -> bool:
         """Tell whether the next user may have it as it is; asks nobody."""
         return (
-            not (entry.in_doubt or entry.interrupted or entry.touched)
+            entry.dbapi_connection is not None
+            and not (entry.in_doubt or entry.interrupted or entry.touched)
             and self._driver.state(entry.raw) is _IDLE
         )
 
@@ -80,13 +81,6 @@ class Returning:
             await self.make_idle(entry)
         finally:
             self.release_nowait(entry)
-
-    def release_idle(self, entry: PoolEntry) -> bool:
-        """Take a connection back if nothing is left open on it: the common case, without a coroutine."""
-        if entry.dbapi_connection is None or not self.is_idle(entry):
-            return False
-        self._pool.give_back(entry)
-        return True
 
     def release_nowait(self, entry: PoolEntry) -> None:
         """Take a connection back where nothing can be awaited: what is not idle is ended."""
