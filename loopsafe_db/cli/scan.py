@@ -101,6 +101,7 @@ class _Module:
             elif isinstance(node, ast.ClassDef):
                 for each in node.body:
                     yield from self._assigned(each, "a class's attribute holds")
+                yield from self._kept_by_class(node)
         for var, node, kind in context_vars:
             yield self._at(node, "D302", f"the ContextVar {var} holds {kind}", _CURE)
 
@@ -142,8 +143,11 @@ class _Module:
 
     def _kind(self, node: ast.AST | None) -> str | None:
         """What an expression makes, if that belongs to a loop."""
-        if isinstance(node, ast.Await):
+        if isinstance(node, ast.Await | ast.NamedExpr):
             return self._kind(node.value)
+        if isinstance(node, ast.BoolOp | ast.IfExp):  # `pool or await create_pool()`
+            either = node.values if isinstance(node, ast.BoolOp) else [node.body, node.orelse]
+            return next(filter(None, map(self._kind, either)), None)
         if not isinstance(node, ast.Call):
             return None
         if isinstance(node.func, ast.Attribute) and node.func.attr in _ENTERED:
@@ -174,6 +178,21 @@ class _Module:
             if isinstance(node, ast.Assign) and (kind := self._kind(node.value)):
                 targets = {each.id for each in node.targets if isinstance(each, ast.Name)}
                 if targets & kept:
+                    yield self._at(node, "D301", f"a module's global holds {_a(kind)}", _CURE)
+
+    def _kept_by_class(self, owner: ast.ClassDef) -> Iterator[Finding]:
+        """What methods keep on the class, or on an object of it that is a module's global."""
+        is_global = f"{owner.name}()" in self.names.values()
+        for node in ast.walk(owner):
+            if isinstance(node, ast.Assign) and (kind := self._kind(node.value)):
+                on = {
+                    target.value.id
+                    for target in node.targets
+                    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
+                }
+                if on & {"cls", owner.name}:
+                    yield self._at(node, "D301", f"a class's attribute holds {_a(kind)}", _CURE)
+                elif is_global and "self" in on:
                     yield self._at(node, "D301", f"a module's global holds {_a(kind)}", _CURE)
 
     def _context_vars(self) -> list[tuple[str, ast.AST, str]]:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -128,6 +129,33 @@ def reflector_like(tmp_path: Path) -> Path:
     return tmp_path
 
 
+KEPT = """
+import asyncpg
+
+class Pools:
+    pool = None
+
+    @classmethod
+    async def find(cls):
+        cls.pool = cls.pool or await asyncpg.create_pool()  # kept
+        return cls.pool
+
+class Store:
+    async def connect(self):
+        self.pool = await asyncpg.create_pool()  # kept
+
+class Request:
+    async def connect(self):
+        self.pool = await asyncpg.create_pool()  # by whoever makes one, and ends with it
+
+store = Store()
+
+async def first():
+    global pool
+    pool = await asyncpg.create_pool() if pool is None else pool  # kept
+"""
+
+
 def test_scan_names_each_singleton_of_a_tree_like_reflectors_with_its_line(
     reflector_like: Path,
 ) -> None:
@@ -147,6 +175,21 @@ def test_scan_names_each_singleton_of_a_tree_like_reflectors_with_its_line(
         ("workers.py:9", "D303"),
         ("workers.py:8", "D304"),
     }
+
+
+def test_scan_finds_what_is_made_at_first_use(tmp_path: Path) -> None:
+    (broken, *_) = re.findall(
+        r"```python.*?\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "readme.py").write_text(broken)
+    (tmp_path / "kept.py").write_text(KEPT)
+
+    result = invoke("doctor", "scan", str(tmp_path), "--json")
+
+    found = [each["evidence"].rpartition("/")[2] for each in json.loads(result.stdout)]
+    lines = [f"kept.py:{n}" for n, line in enumerate(KEPT.splitlines(), 1) if "# kept" in line]
+    (at,) = (n for n, line in enumerate(broken.splitlines(), 1) if "create_pool" in line)
+    assert sorted(found) == sorted([*lines, f"readme.py:{at}"])
 
 
 @pytest.mark.parametrize("tree", ["examples", "loopsafe_db"])
