@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 _USERINFO = re.compile(
     r"[@/?#\[\]\s]"
 )  # what ends a user or a password, if it stands there as it is
+_NO_DATABASE, _NO_SERVERS_DATABASE = re.compile(r"[?#]"), re.compile(r"[?#@]")
 # What SQLAlchemy takes for one host: all before, ``host1:port1,host2:port2``, and all behind.
 _PORT = re.compile(r"://(?:[^/?#]*@)?[^/?#:@]*:([^/?#]*)")
 _SEVERAL_HOSTS = re.compile(
     r"(postgres[\w+]*://(?:[^:/@]*(?::[^@]*)?@)?)([\w.\-:\[\]]*,[\w.\-:\[\],]*)((?:[/?].*)?)$",
     re.DOTALL,
 )
+# As SQLAlchemy reads it: a password ends at the first @, a user at a slash. The rest, or the query if there is no path.
+_BEHIND_HOST = re.compile(r"^[\w+]+://(?:[^:/]*(?::[^@]*)?@)?[^?/]*(/[^?]*|\?.*)?", re.DOTALL)
+_HOST_IN_DATABASE = re.compile(r"@[^/]*/")
 _SECRET_VALUES = re.compile(r"([?&][^=&#]*pass(?:word|wd)?=)[^&#]*", re.IGNORECASE)
 _QUOTES = ("'", '"')
 _DECODES_DATABASE = make_url("x:///%41").database == "A"  # SQLAlchemy does so from 2.1
@@ -74,9 +78,9 @@ class DatabaseURL(URL):
             parts, text = _read(url), url
         else:
             raise TypeError(describe_other(url))
-        if "@" in (parts.host or ""):  # the end of a password, which is not to be shown
+        if wrong := _what_shows_a_password(parts, text):
             del url, parts, text
-            raise InvalidURLError("there is a second @ before the host: in a password it is %40")
+            raise InvalidURLError(wrong)
         if parts.drivername == "postgres":
             text = hidden(_written(parts)) if text is None else text
             parts = parts.set(drivername="postgresql")
@@ -188,8 +192,8 @@ class DatabaseURL(URL):
                 place,
             )
         if "database" in changes:
-            database = changes.pop("database").replace("?", "%3F").replace("#", "%23")
-            changes["path"] = f"/{database}"
+            names = _NO_DATABASE if self.dialect == "sqlite" else _NO_SERVERS_DATABASE
+            changes["path"] = f"/{names.sub(_quoted, changes.pop('database'))}"
         if changes.keys() & {"dialect", "driver"}:
             dialect = changes.pop("dialect", self.dialect)
             driver = changes.pop("driver", self.driver)
@@ -233,6 +237,18 @@ def _read(text: str) -> URL:
     return parts
 
 
+def _what_shows_a_password(parts: URL, text: str | None) -> str:
+    """Say what is wrong where the end of a password is read as a host or a database's name, which errors show."""
+    if "@" in (parts.host or ""):
+        return "there is a second @ before the host: in a password it is %40"
+    if parts.drivername.startswith("sqlite") and parts.host is parts.username is None:
+        return ""  # the path of a file may have one
+    behind = "".join(_BEHIND_HOST.findall(text or ""))
+    if "@" in behind or _HOST_IN_DATABASE.search(parts.database or ""):
+        return "there is an @ behind the host: in a user, a password or a database's name it is %40, and a / is %2F"
+    return ""
+
+
 def _what_is_wrong(text: str) -> str:
     if not text:
         return "it is empty"
@@ -274,4 +290,8 @@ def _encoded(given: str | None, *, colon: str) -> str | None:
     """Encode what would end a user or a password."""
     if given is None:
         return None
-    return _USERINFO.sub(lambda found: quote(found[0], safe=""), given).replace(":", colon)
+    return _USERINFO.sub(_quoted, given).replace(":", colon)
+
+
+def _quoted(found: re.Match[str]) -> str:
+    return quote(found[0], safe="")

@@ -177,6 +177,8 @@ REPLACED: list[tuple[str, dict[str, Any], str]] = [
     (FULL, {"query": ""}, FULL.partition("?")[0]),
     ("postgresql:///x?host=/run", {"username": "me"}, "postgresql://me@/x?host=/run"),
     ("postgres://h/x", {"database": "a?b#c"}, "postgres://h/a%3Fb%23c"),
+    ("postgresql://h/x", {"database": "a@b"}, "postgresql://h/a%40b"),
+    ("sqlite:///my", {"database": "a@b"}, "sqlite:///a@b"),
     ("sqlite:///my", {"database": "my_test"}, "sqlite:///my_test"),
     ("sqlite:////tmp/my", {"database": "/tmp/my_test"}, "sqlite:////tmp/my_test"),
 ]
@@ -240,6 +242,30 @@ def test_what_cannot_be_read_is_not_shown(text: str) -> None:
     with pytest.raises(InvalidURLError) as caught:
         DatabaseURL(text)
     assert "unter2" not in f"{caught.value}{caught.value!r}{caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("postgresql://u:p@h/a%40b", "a@b"),
+        ("postgresql://u:p@h/x?application_name=me@host", "x"),
+        (URL.create("postgresql", "u", "p", "h", database="a@b"), "a@b"),
+        ("sqlite:////home/me@host/a@b/x.db", "/home/me@host/a@b/x.db"),
+        ("sqlite:///me@host/x.db", "me@host/x.db"),
+    ],
+    ids=str,
+)
+def test_an_at_that_ends_no_password_is_taken(url: str | URL, database: str) -> None:
+    made = DatabaseURL(url)
+    assert made.database == DatabaseURL(str(made)).database == database
+    assert Database(url).url.database == database
+
+
+def test_a_url_that_was_read_wrongly_before_it_came_here_is_not_shown() -> None:
+    read = make_url("postgresql://ann:hunt@er2/Hunter2@host:5432/app")
+    with pytest.raises(InvalidURLError, match="%40, and a / is %2F") as caught:
+        Database(read)
+    assert "unter2" not in f"{caught.value!r}"
 
 
 def test_a_dialect_that_nobody_knows_is_a_matter_of_the_handle() -> None:

@@ -28,6 +28,12 @@ DRIVERS = ("postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql", "mysql+
 MISTAKES = {
     "a bad port": "{driver}://ann:{secret}@nowhere:port/app",
     "a second @": "{driver}://ann:{secret}@{secret}@nowhere@there/app",
+    "an @ and a slash": "{driver}://ann:{secret}@{secret}/{secret}@{secret}@nowhere/app",
+    "an @ and a slash, no database": "{driver}://ann:x@{secret}/{secret}@nowhere",
+    "an @ and a question mark": "{driver}://ann:x@{secret}?{secret}=1@nowhere/app",
+    "no host before it": "{driver}://ann:x@/{secret}@nowhere/app",
+    "a slash in the user": "{driver}://an/n:{secret}@nowhere/app",
+    "three slashes": "{driver}:///ann:{secret}@nowhere/app",
     "an unknown name in the query": "{driver}://ann:{secret}@nowhere/app?colour=red",
     "a password in the query": "{driver}://ann@nowhere/app?password={secret}",
     "a bad value in the query": "{driver}://ann:{secret}@nowhere/app?connect_timeout=never",
@@ -79,6 +85,8 @@ def test_a_mistake_in_a_url_shows_nothing(
     driver: str, mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if (driver, mistake) == ("sqlite", "three slashes"):
+        pytest.skip("that is the path of a file")
     url = MISTAKES[mistake].format(driver=driver, secret=SECRET)
     monkeypatch.setenv("LOOPSAFE_DB_BROKEN_URL", url)
     ways: list[Callable[[], object]] = [
