@@ -17,6 +17,7 @@ def joined(kind: type[D], error: Exception, text: str) -> D:
     """Make one of ours of a driver's error: with our text, and with all attributes of the driver's."""
     made: D = _new(kind, type(error))
     vars(made).update(vars(error))
+    vars(made).pop("code", None)  # SQLAlchemy's, of the page of its own that its text leads to
     made.args = (kind.whole(text),)
     return made
 

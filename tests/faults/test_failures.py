@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import pickle
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,13 @@ def drivers_error(database: Database) -> type[BaseException]:
     import sqlite3
 
     return sqlite3.Error
+
+
+def has_its_code(error: Exception, code: str) -> None:
+    """Ask an error, and what is sent and copied of it, for its code: SQLAlchemy's have one of their own."""
+    for each in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (each.code, str(each), "sqlalche.me" in str(each)) == (code, str(error), False)
+    assert code in str(error)
 
 
 def beside(work: Awaitable[Any]) -> asyncio.Task[Any]:
@@ -149,6 +157,7 @@ async def test_sqlalchemys_users_get_it_as_sqlalchemys_error_too(
     assert isinstance(caught.value, ConnectionLost)
     assert caught.value.retryable
     assert caught.value.orig is not None
+    has_its_code(caught.value, "LDB406")
     async with postgres.session() as session:
         assert await session.scalar(sa.text("SELECT 1")) == 1
 
@@ -211,6 +220,7 @@ async def test_a_connection_that_is_lost_in_a_commit_leaves_its_outcome_unknown(
             await committing
     assert not isinstance(caught.value, ConnectionLost)
     assert not caught.value.retryable
+    has_its_code(caught.value, "LDB407")
     assert await postgres.fetch_val("SELECT 1") == 1
 
 
@@ -314,6 +324,7 @@ async def test_a_lock_that_is_not_free_has_one_name(
             await beside(wait())
     assert caught.value.retryable
     assert isinstance(caught.value, TimeoutError)
+    has_its_code(caught.value, "LDB410")
     await other.disconnect()
 
 
@@ -326,6 +337,7 @@ async def test_a_write_that_is_refused_has_one_name(
         async with database.transaction(readonly=True):
             await run(database, INSERT)
     assert not caught.value.retryable
+    has_its_code(caught.value, "LDB411")
 
 
 async def test_one_of_the_family_survives_a_pickle_as_the_drivers_error(postgres: Database) -> None:
@@ -350,7 +362,12 @@ async def test_mariadbs_numbers_are_of_the_family(mariadb_url: str) -> None:
 
 @pytest.mark.parametrize(
     ("work", "kind"),
-    [(by_text, ConnectionLost), (by_clause, ConnectionLost), (by_nothing, CommitUnknown)],
+    [
+        (by_text, ConnectionLost),
+        (by_clause, ConnectionLost),
+        (by_session, ConnectionLost),
+        (by_nothing, CommitUnknown),
+    ],
 )
 async def test_mariadb_ends_a_connection(
     mariadb_url: str, work: Callable[[Database], Awaitable[None]], kind: type[DriverError]
@@ -362,4 +379,5 @@ async def test_mariadb_ends_a_connection(
                 await beside(database.execute(f"KILL {number}"))
                 await work(database)
         assert caught.value.retryable is (kind is ConnectionLost)
+        has_its_code(caught.value, kind.code)
         assert await database.fetch_val("SELECT 1") == 1
