@@ -41,7 +41,9 @@
         ├── SerializationFailure  LDB408   another transaction was in the way
         ├── DeadlockDetected      LDB409   two transactions waited for each other
         ├── LockTimeout           LDB410   a lock was not free in time (also TimeoutError)
-        └── ReadOnlyError         LDB411   the server, or the transaction, takes no writes
+        ├── ReadOnlyError         LDB411   the server, or the transaction, takes no writes
+        ├── TooManyConnections    LDB413   the server has no place for one more connection (also ConnectionError)
+        └── ConnectSettingError   LDB414   a setting or a file of the URL will not do (also ConnectionError)
 
 `loopsafe_db.testing` has some of its own: LDB501 to LDB504; `loopsafe_db.integrations.conductor` LDB601 and LDB602.
 
@@ -558,6 +560,26 @@ class ConnectError(DriverError, ConnectionError):
     def __init__(self, target: str, reason: str, *, is_temporary: bool = False) -> None:
         self.target, self.reason, self.is_temporary = target, reason, is_temporary
         super().__init__(f"cannot connect to {target}: {reason}")
+
+
+class TooManyConnections(ConnectError):
+    """The server has no place for one more connection: in all, or of this user, or for this database."""
+
+    code = "LDB413"
+    hint = (
+        "max_size (LOOPSAFE_DB_MAX_CONNECTIONS) times the number of processes has to be less than max_connections of "
+        "the server, and than the limit of the role; docs/how-to/debugging.md, 'Who is connected', tells who has them"
+    )
+
+
+class ConnectSettingError(ConnectError):
+    """The server refuses a setting that the session was to begin with, or a file of the URL is not there."""
+
+    code = "LDB414"
+    retryable = False
+    hint = (
+        "check options and the files (sslrootcert, sslcert, sslkey) in the URL, and server_settings"
+    )
 
 
 class ForkedFileError(ConnectError):

@@ -45,12 +45,12 @@ from loopsafe_db.drivers.base import (
     TransactionOptions,
     take_rows,
 )
-from loopsafe_db.drivers.failures import by_sqlstate, came_by, is_temporary
+from loopsafe_db.drivers.failures import by_refusal, by_sqlstate, came_by, is_temporary
 from loopsafe_db.drivers.handed_out import plain_connection
 from loopsafe_db.errors import (
     AuthenticationError,
-    ConnectError,
     ConnectionLost,
+    ConnectSettingError,
     ConnectTimeout,
     InvalidURLError,
     PgBouncerError,
@@ -785,7 +785,13 @@ class AsyncpgDriver:
         if can_move(loop):
             need_readers(loop)
         try:
-            raw = await _connect(_keywords(**options.arguments), options.timeout)
+            keywords = _keywords(**options.arguments)
+        except OSError as error:  # a file that is not there
+            raise ConnectSettingError(options.target, str(error)) from error
+        try:
+            raw = await _connect(keywords, options.timeout)
+        except asyncpg.ClientConfigurationError as error:  # the same, where none was named
+            raise ConnectSettingError(options.target, str(error)) from error
         except _REFUSED as error:
             raise AuthenticationError(options.target, str(error)) from error
         except TimeoutError as error:
@@ -794,8 +800,8 @@ class AsyncpgDriver:
             ) from error
         except _FAILED as error:
             libpq.name_pgbouncer(error)
-            reason = str(error) or repr(error)
-            raise ConnectError(options.target, reason, is_temporary=is_temporary(error)) from error
+            kind, reason = by_refusal(error), str(error) or repr(error)
+            raise kind(options.target, reason, is_temporary=is_temporary(error)) from error
         raw.guarded_plans = options.plans
         raw.guarded_generation = options.plans.generation
         return raw

@@ -6,11 +6,15 @@ import errno
 from typing import TYPE_CHECKING
 
 from loopsafe_db.errors import (
+    AuthenticationError,
+    ConnectError,
     ConnectionLost,
+    ConnectSettingError,
     DeadlockDetected,
     LockTimeout,
     ReadOnlyError,
     SerializationFailure,
+    TooManyConnections,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +45,12 @@ _BY_MYSQL_CODE: dict[object, type[DriverError]] = {
 _BY_SQLITE_CODE: dict[int, type[DriverError]] = {5: LockTimeout, 6: LockTimeout, 8: ReadOnlyError}
 
 
+_BY_REFUSAL: dict[str, type[ConnectError]] = {
+    "53300": TooManyConnections,
+    "42501": AuthenticationError,  # the user may not come to this database, or not with this setting
+    # a setting that there is not, or not with this value, or not at the start; or `options` cannot be read
+    **dict.fromkeys(("42704", "22023", "55P02", "42601"), ConnectSettingError),
+}
 _TEMPORARY = ("57P03", "53300")  # it starts, stops or recovers; it is full
 
 
@@ -51,6 +61,11 @@ def is_temporary(error: BaseException) -> bool:
         or getattr(error, "errno", None) == errno.ECONNREFUSED
         or getattr(error, "sqlstate", None) in _TEMPORARY
     )
+
+
+def by_refusal(error: BaseException) -> type[ConnectError]:
+    """Tell what a server's SQLSTATE means while a connection is opened."""
+    return _BY_REFUSAL.get(getattr(error, "sqlstate", None) or "", ConnectError)
 
 
 def came_by(error: BaseException, functions: tuple[str, ...]) -> bool:

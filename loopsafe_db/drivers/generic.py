@@ -36,7 +36,7 @@ from loopsafe_db.drivers.base import (
     DriverTraits,
     TransactionOptions,
 )
-from loopsafe_db.drivers.failures import by_mysql_code, is_temporary
+from loopsafe_db.drivers.failures import by_mysql_code, by_refusal, is_temporary
 from loopsafe_db.drivers.handed_out import part, twin
 from loopsafe_db.drivers.url import (
     dialect_url,
@@ -51,6 +51,7 @@ from loopsafe_db.errors import (
     InvalidURLError,
     LoopsafeError,
     StatementTimeout,
+    TooManyConnections,
     TransactionAborted,
     TransactionError,
 )
@@ -92,6 +93,7 @@ _SHOWN = 200  # characters of a text in an error
 # MySQL's codes: no such user, password or database, or not from this host
 _DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
+_FULL = {1040, 1203}  # in all; of one user
 
 
 class SyncDialectError(Exception):
@@ -252,8 +254,8 @@ class GenericDriver:
             ) from error
         except (OSError, self._dialect.loaded_dbapi.Error) as error:
             original = self.original(error)
-            kind = AuthenticationError if _is_refusal(original) else ConnectError
-            reason, refuses = str(error) or repr(error), _refuses_all(original)
+            kind, reason = _refusal(original), str(error) or repr(error)
+            refuses = kind is TooManyConnections or _refuses_all(original)
             raise kind(options.target, reason, is_temporary=refuses) from error
         raw.is_in_memory = is_memory_for_dialect(options.arguments["url"])
         return raw
@@ -423,10 +425,16 @@ def _is_deadlock(error: BaseException) -> bool:
 
 
 def _refuses_all(error: BaseException) -> bool:
-    """Tell whether a server refuses all that come: MySQL's by its codes where it is full."""
+    """Tell whether a server refuses all that come."""
     cause = error.__cause__ or error.__context__
-    full = error.args[:1] in ((1040,), (1203,))
-    return full or is_temporary(error) or (cause is not None and is_temporary(cause))
+    return is_temporary(error) or (cause is not None and is_temporary(cause))
+
+
+def _refusal(error: BaseException) -> type[ConnectError]:
+    """Tell what an error means while a connection is opened."""
+    if error.args and error.args[0] in _FULL:
+        return TooManyConnections
+    return AuthenticationError if _is_refusal(error) else by_refusal(error)
 
 
 def _is_refusal(error: Any) -> bool:

@@ -58,9 +58,11 @@ from loopsafe_db.drivers.session_state import Touched
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
+    ConnectSettingError,
     ConnectTimeout,
     InvalidSettingError,
     StatementTimeout,
+    TooManyConnections,
     TransactionAborted,
     UnsupportedLoopError,
 )
@@ -89,11 +91,17 @@ _serials = itertools.count(1)  # for the names of savepoints and cursors
 _REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|no password supplied|is not permitted to log in"
     r"|(role|database) .* does not exist|no such (user|database)|requires a valid client certificate"
+    r"|permission denied"
 )
-_TEMPORARY = re.compile(
-    r"Connection refused|the database system is|too many clients|too many connections"
-    r"|remaining connection slots are reserved"
+_FULL = re.compile(
+    r"too many clients|too many connections|remaining connection slots are reserved"
+    r"|no more connections allowed"  # PgBouncer's
 )
+_SETTING = re.compile(
+    r"unrecognized configuration parameter|invalid value for parameter|parameter .* cannot be (set|changed)"
+    r"|invalid command-line argument|requires a value|(certificate|private key) file \""
+)
+_TEMPORARY = re.compile(r"Connection refused|the database system is")
 _PIECES = 100  # of what is copied out, that are read at a time
 _STATES = {
     int(TransactionStatus.IDLE): ConnectionState.IDLE,
@@ -705,9 +713,9 @@ class PsycopgDriver:
         except (OSError, psycopg.Error) as error:
             libpq.name_pgbouncer(error)
             reason = str(error).strip() or repr(error)
-            kind = AuthenticationError if _REFUSED.search(reason) else ConnectError
-            is_temporary = _TEMPORARY.search(reason) is not None
-            raise kind(options.target, reason, is_temporary=is_temporary) from error
+            kind = _refusal(reason)
+            waits = kind is TooManyConnections or _TEMPORARY.search(reason) is not None
+            raise kind(options.target, reason, is_temporary=waits) from error
         raw.keep_prepared(options.plans)
         return raw
 
@@ -888,6 +896,15 @@ class PsycopgDriver:
 
     def sockets(self, raw: GuardedConnection) -> Iterable[SocketId]:
         return () if raw.closed else (raw.guarded_socket,)
+
+
+def _refusal(reason: str) -> type[ConnectError]:
+    """Tell what a text means while a connection is opened: psycopg has no SQLSTATE then."""
+    if _REFUSED.search(reason):
+        return AuthenticationError
+    if _SETTING.search(reason):
+        return ConnectSettingError
+    return TooManyConnections if _FULL.search(reason) else ConnectError
 
 
 async def _connect(arguments: Mapping[str, Any]) -> GuardedConnection:

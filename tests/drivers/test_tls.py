@@ -137,7 +137,8 @@ def test_a_certificate_means_what_the_manual_says(
         outcome = without_tls(url)
     assert kind == outcome, text
     if kind == "refused":
-        assert text.startswith("ConnectError")
+        missing = "does not exist" in text
+        assert text.startswith("ConnectSettingError" if missing else "ConnectError "), text
         assert "certificate" in text.lower() or (certificate == "none" and "SSL" in text)
 
 
@@ -190,6 +191,7 @@ def test_a_root_certificate_that_is_not_there_verifies_nothing(
     assert outcome_of(url, sslmode="require", **names)[0] == "tls"
     kind, text = outcome_of(url, sslmode="verify-ca", **names)
     assert kind == "refused"
+    assert text.startswith("ConnectSettingError"), text
     assert f"{home / 'nothing'}" in text
 
 
@@ -241,10 +243,12 @@ def test_a_key_that_is_missing_or_open_to_others_is_refused(
     cert, key = server.client
     kind, text = outcome_of(certified, sslcert=cert, sslkey=str(home / "nothing"))
     assert (kind, str(home / "nothing") in text) == ("refused", True)
+    assert text.startswith("ConnectSettingError"), text
     shutil.copy(key, home / "open.key")
     (home / "open.key").chmod(0o644)
     kind, text = outcome_of(certified, sslcert=cert, sslkey=str(home / "open.key"))
     assert kind == "refused"
+    assert text.startswith("ConnectSettingError"), text
     assert "group or world access" in text
 
 

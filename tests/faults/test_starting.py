@@ -12,7 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from loopsafe_db import Database, Timeouts
-from loopsafe_db.errors import AuthenticationError, ConnectError
+from loopsafe_db.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectSettingError,
+    TooManyConnections,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -154,6 +159,43 @@ async def test_who_is_refused_by_name_is_told_at_once(url: sa.URL) -> None:
         with pytest.raises(AuthenticationError):
             await database.fetch_val("SELECT 1")
     assert refusing.came == 1
+
+
+async def test_a_full_server_is_told_as_one(url: sa.URL) -> None:
+    refusing = Refusing(url, FULL, 10**6)
+    async with before(url, refusing, timeouts=Timeouts(connect=0.2)) as database:
+        with pytest.raises(TooManyConnections, match=r"LDB413.*too many clients") as caught:
+            await database.fetch_val("SELECT 1")
+    assert (caught.value.is_temporary, caught.value.retryable) == (True, True)
+    assert "max_connections of the server" in str(caught.value)
+    assert "host and port" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"options": "-c nosuch=1"},
+        {"options": "-c work_mem=much"},
+        {"options": "-c port=1"},
+    ],
+    ids=lambda query: " ".join(query.values()),
+)
+async def test_a_setting_that_will_not_do_is_not_tried_again(
+    url: sa.URL, query: dict[str, str]
+) -> None:
+    database = Database(url.update_query_dict(query))
+    tries = 0
+
+    async def count() -> None:
+        nonlocal tries
+        tries += 1
+        await database.fetch_val("SELECT 1")
+
+    with pytest.raises(ConnectSettingError, match="LDB414") as caught:
+        await database.run_in_transaction(count)
+    assert not caught.value.retryable
+    assert tries <= 1
+    assert "host and port" not in str(caught.value)
 
 
 async def test_a_server_that_does_not_listen_yet_is_waited_for(
