@@ -296,6 +296,13 @@ class GuardedConnection(aiosqlite.Connection):
                 call.given_up = True  # nobody waits for it
                 raise
 
+    @property
+    def _conn(self) -> sqlite3.Connection:
+        # Closed, as with the loop of its owner: a stranger hears that it is one.
+        if self._connection is None:
+            self.guarded_owner.check(self)
+        return super()._conn
+
     def _waits_for_itself(self) -> bool:
         """Tell whether the running task has locked the file by another connection: it cannot end that meanwhile."""
         task, mine = asyncio.current_task(), self.sqlite

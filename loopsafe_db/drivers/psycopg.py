@@ -429,6 +429,12 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
             return self.pgconn.flush() != 0
         return True
 
+    def _check_connection_ok(self) -> None:
+        # Closed, as with the loop of its owner: a stranger hears that it is one.
+        if self.closed:
+            self.guarded_owner.check(self)
+        super()._check_connection_ok()
+
     def _should_cancel(self) -> bool:
         # Any thread may cancel, but no forked child: it would stop its parent's statement.
         if not self.guarded_owner.is_here:

@@ -44,7 +44,7 @@ def drivers_error(database: Database) -> type[BaseException]:
     return sqlite3.Error
 
 
-def has_its_code(error: Exception, code: str) -> None:
+def has_its_code(error: Any, code: str) -> None:
     """Ask an error, and what is sent and copied of it, for its code: SQLAlchemy's have one of their own."""
     for each in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert (each.code, str(each), "sqlalche.me" in str(each)) == (code, str(error), False)

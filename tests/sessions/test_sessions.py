@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from loopsafe_db import Database
@@ -317,6 +317,27 @@ def test_a_session_in_use_is_refused_in_another_loop(database: Database) -> None
             second.run(load(meeting))
         first.run(session.close())
         assert first.run(database.fetch_val("SELECT 1")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:a connection was not given back:ResourceWarning")
+@pytest.mark.parametrize("kind", ["session", "connection"])
+def test_what_is_kept_until_its_loop_is_closed_is_refused_in_the_next(
+    any_database: Database, kind: str
+) -> None:
+    async def keep() -> AsyncSession | AsyncConnection:
+        kept = any_database.session() if kind == "session" else any_database.engine.connect()
+        if isinstance(kept, AsyncConnection):
+            await kept.start()
+        await kept.execute(sa.text("SELECT 1"))
+        return kept
+
+    async def use(kept: AsyncSession | AsyncConnection) -> None:
+        await kept.execute(sa.text("SELECT 2"))
+
+    with pytest.raises(ForeignLoopError, match=r"LDB101.*loop \d+ of process") as caught:
+        asyncio.run(use(asyncio.run(keep())))
+    assert caught.value.owner != caught.value.caller
+    assert asyncio.run(any_database.fetch_val("SELECT 3")) == 3
 
 
 def test_a_session_in_use_is_refused_in_a_forked_child(database: Database) -> None:
