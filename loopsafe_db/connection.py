@@ -27,6 +27,7 @@ from loopsafe_db.engines.holders import caller, describe
 from loopsafe_db.engines.observed import observed_rows
 from loopsafe_db.engines.statement_timeout import TIMED, commit_unknown, within
 from loopsafe_db.errors import (
+    BusyConnectionError,
     ForeignLoopError,
     ForeignTaskError,
     ForeignTransactionError,
@@ -155,6 +156,7 @@ class Connection:
         self._outermost = _PLAIN
         self._sqlalchemy: sa.Connection | None = None  # made when it is to run something
         self.streams: list[RowStream] = []  # those that have something open here
+        self._rows_of_copy: Block | None = None  # while rows are copied here: in it, they are made
 
     def __repr__(self) -> str:
         state = "not checked out" if self._entry is None else "in use"
@@ -207,6 +209,7 @@ class Connection:
     def raw_connection(self) -> Any:
         """The driver's own connection; refused when this one has been released."""
         self._check()
+        self._refuse_rows_of_copy()
         if any(one.within is None for one in self.streams):
             raise TransactionError(
                 "rows are being read on this connection, in a transaction that ends with them: what is done on "
@@ -323,10 +326,17 @@ class Connection:
         self._check()
         driver = self._copying("copy_records_to")
         limit = self._limit(timeout)
-        return await self._run_text(
-            f"COPY {table} FROM STDIN",
-            lambda raw: within(limit, driver.copy_in(raw, table, schema, columns, rows)),
-        )
+
+        async def copy(raw: Any) -> int:
+            block = self._rows_of_copy = Block()
+            block.enter()
+            try:
+                return await within(limit, driver.copy_in(raw, table, schema, columns, rows))
+            finally:
+                block.leave()
+                self._rows_of_copy = None
+
+        return await self._run_text(f"COPY {table} FROM STDIN", copy)
 
     def copy_from_query(
         self, query: str, *, format: str = "text", header: bool = False
@@ -445,6 +455,7 @@ class Connection:
             TransactionError: `opened` is not the innermost, and stays open; or it has been undone.
         """
         entry = self._entry
+        self._refuse_rows_of_copy()
         async with self._turn:
             if opened not in self._transactions:
                 raise TransactionError("the transaction was undone with the one around it")
@@ -606,6 +617,7 @@ class Connection:
             work: What is done then.
             nests: Whether it begins a transaction.
         """
+        self._refuse_rows_of_copy()
         entry, give_up = self._entry, 0.0
         while True:
             # Who waits leaves the turn to the transaction that it waits for.
@@ -717,6 +729,15 @@ class Connection:
             owner = "" if self._owner is None else self._owner.get_name()
             raise ForeignTaskError(repr(self), owner, task.get_name(), self._taken_at)
 
+    def _refuse_rows_of_copy(self) -> None:
+        """Refuse what makes the rows of a COPY on this connection: it would wait for the COPY, which waits for it.
+
+        Raises:
+            BusyConnectionError: The running code does.
+        """
+        if self._rows_of_copy is not None and self._rows_of_copy.surrounds:
+            raise BusyConnectionError(repr(self), self._taken_at)
+
     def _compile(
         self, query: str, values: Mapping[str, Any] | None
     ) -> tuple[CompiledText, Sequence[Any]]:
@@ -765,6 +786,7 @@ class Connection:
         """
         if not self.is_here:
             raise ForeignLoopError(repr(self), self._key, current_key(), self._taken_at)
+        self._refuse_rows_of_copy()
         async with self._turn:
             if one in self.streams:
                 await self._do(lambda _: operation())
@@ -835,6 +857,7 @@ class Connection:
     def sqlalchemy_in_transaction(self) -> sa.Connection:
         """Give SQLAlchemy's connection on this one, which knows that a transaction is open."""
         self._check()
+        self._refuse_rows_of_copy()
         connection = self._core()
         if not connection.in_transaction():
             connection.begin()  # a mark only: it is in autocommit

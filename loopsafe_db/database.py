@@ -290,8 +290,8 @@ class Database:
 
         Args:
             table: Its name, as it is: it will be quoted.
-            rows: Sequences of values, in the order of the columns. Rows that are read on the same connection
-                meanwhile, as inside of a transaction, would wait for this to end: make a list of them.
+            rows: Sequences of values, in the order of the columns. What the handle is asked for while they are made
+                goes over another connection. Inside of a transaction, or a block of `connection`, there is only one.
             columns: Their names; without them all, in the table's order.
             schema: The table's; without one it is looked for as in a query.
             timeout: Seconds for all of it.
@@ -300,9 +300,10 @@ class Database:
             How many rows.
 
         Raises:
+            BusyConnectionError: What makes the rows uses the connection that copies them.
             UnsupportedError: The driver is neither asyncpg nor psycopg.
         """
-        async with self.connection() as connection:
+        async with self._stream_connection() as connection:
             return await connection.copy_records_to(
                 table, rows, columns=columns, schema=schema, timeout=timeout
             )

@@ -10,6 +10,7 @@
     │   ├── NoRunningLoopError    LDB104   awaited, or asked for, where no event loop runs
     │   ├── UnsupportedLoopError  LDB105   the loop that runs is not asyncio's
     │   ├── AsyncFactoryError     LDB106   ``LoopLocal.get()`` where only ``aget()`` can make it
+    │   ├── BusyConnectionError   LDB117   used by the rows that are being copied on it
     │   ├── RunningLoopError      LDB116   a job was to have a loop of its own where one runs already
     │   ├── TransactionError      LDB107   a transaction begun, ended or nested the wrong way
     │   │   ├── TransactionAborted LDB109  the server rolled back what was to be committed
@@ -233,6 +234,28 @@ class RunningLoopError(MisuseError, RuntimeError):
     def __init__(self, what: str) -> None:
         self.what = what
         super().__init__(f"{what} begins an event loop, and one runs in this thread already")
+
+
+class BusyConnectionError(MisuseError):
+    """What makes the rows of a `copy_records_to` used the connection that copies them: each would wait for the other.
+
+    Attributes:
+        what: ``repr`` of the connection.
+        taken_at: File and line where it was taken.
+    """
+
+    code = "LDB117"
+    hint = (
+        "make a list of the rows before, or copy outside of the transaction, or the block of `connection()`: "
+        "there, the COPY has a connection of its own"
+    )
+    what: str
+    taken_at: str
+
+    def __init__(self, what: str, taken_at: str) -> None:
+        self.what, self.taken_at = what, taken_at
+        where = f" (taken at {taken_at})" if taken_at else ""
+        super().__init__(f"{what}{where} was used by the rows that are being copied on it")
 
 
 class TransactionError(MisuseError):

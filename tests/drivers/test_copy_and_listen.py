@@ -7,10 +7,11 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from loopsafe_db import Database, Gap, Notification, Timeouts
 from loopsafe_db.errors import (
+    BusyConnectionError,
     NotUndoableError,
     QueryError,
     StatementTimeout,
@@ -81,6 +82,85 @@ async def test_a_copy_takes_part_in_a_transaction(db: Database) -> None:
         await db.disconnect()
 
     assert await count(db) == 0
+
+
+async def read_by_iterate(db: Database) -> AsyncIterator[tuple[int, str]]:
+    async for row in db.iterate("SELECT n FROM generate_series(1, 1200) AS n"):
+        yield row.n, "x"
+
+
+async def read_by_fetch_val(db: Database) -> AsyncIterator[tuple[int, str]]:
+    for n in range(1200):
+        yield await db.fetch_val("SELECT CAST(:n AS integer)", {"n": n}), "x"
+
+
+async def read_in_a_task(db: Database) -> AsyncIterator[tuple[int, str]]:
+    yield await asyncio.create_task(db.fetch_val("SELECT 1")), "x"
+
+
+async def read_in_a_transaction(db: Database) -> AsyncIterator[tuple[int, str]]:
+    async with db.transaction():
+        yield await db.fetch_val("SELECT 1"), "x"
+
+
+async def read_raw(db: Database) -> AsyncIterator[tuple[int, str]]:
+    async with db.connection() as connection:
+        assert connection.raw_connection
+        yield 1, "x"
+
+
+async def read_in_a_session(db: Database) -> AsyncIterator[tuple[int, str]]:
+    async with db.session() as session:
+        yield (await session.execute(text("SELECT 1"))).scalar_one(), "x"
+
+
+READERS = [
+    read_by_iterate,
+    read_by_fetch_val,
+    read_in_a_transaction,
+    read_in_a_session,
+    read_raw,
+]
+
+
+@pytest.mark.parametrize("read", [*READERS, read_in_a_task])
+async def test_what_makes_the_rows_of_a_copy_may_use_the_handle(db: Database, read: Any) -> None:
+    async with asyncio.timeout(IN_TIME):
+        copied = await db.copy_records_to("a table", read(db))
+
+    assert await count(db) == copied > 0
+
+
+@pytest.mark.parametrize("read", [*READERS, read_in_a_task])
+async def test_what_makes_the_rows_of_a_copy_cannot_use_its_connection(
+    db: Database, read: Any
+) -> None:
+    async with asyncio.timeout(IN_TIME):
+        async with db.connection():
+            if read not in (read_in_a_task, read_in_a_session):  # these have one of their own
+                with pytest.raises(BusyConnectionError, match="LDB117"):
+                    await db.copy_records_to("a table", read(db))
+            assert await count(db) == 0
+        with pytest.raises(BusyConnectionError):
+            async with db.transaction():
+                await db.copy_records_to("a table", read(db))
+        with db.force_rollback():
+            with pytest.raises(BusyConnectionError):
+                await db.copy_records_to("a table", read(db))
+            assert await count(db) == 0
+            await db.disconnect()
+
+
+async def test_a_stream_that_was_begun_before_cannot_be_read_on_by_the_rows_of_a_copy(
+    db: Database,
+) -> None:
+    async with asyncio.timeout(IN_TIME), db.transaction():
+        rows = read_by_iterate(db)
+        assert (await anext(rows))[0] == 1
+        with pytest.raises(BusyConnectionError):
+            async with db.transaction():
+                await db.copy_records_to("a table", rows)
+        assert await count(db) == 0
 
 
 @pytest.mark.parametrize("timeout", [None, 0.3])
