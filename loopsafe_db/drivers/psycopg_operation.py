@@ -53,7 +53,7 @@ class Operation:
             return self._value
         error, self._error = self._error, None
         try:
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and error.errno:  # a time limit's TimeoutError has none
                 raise psycopg.OperationalError("connection socket closed") from error
             raise error
         finally:
@@ -76,8 +76,16 @@ class Operation:
         else:
             return
         self._is_over = True
-        if self._over is not None and not self._over.done():
+        if self._over is None:
+            return
+        try:
+            self._over.done()  # where a call returns, a signal strikes that has come while psycopg's C worked
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+        try:  # noqa: SIM105 (as few calls as can be: each is one more place for a signal)
             self._over.set_result(None)
+        except asyncio.InvalidStateError:  # its task was cancelled
+            pass
 
     def _watch(self, wanted: int) -> None:
         """Have the loop watch for this alone. It watches nothing while psycopg works, which may close the socket."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg import waiting
 from sqlalchemy import make_url
 
 from loopsafe_db import Database, PoolLimits, Timeouts
 from loopsafe_db._runtime.forks import is_readable
 from loopsafe_db.drivers import psycopg as driver
+from loopsafe_db.drivers.psycopg_operation import Operation
 from loopsafe_db.errors import (
     AuthenticationError,
     ConnectError,
@@ -33,7 +38,7 @@ from tests.conftest import SCOPE
 from tests.forks.test_forks import leave, token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Generator
 
 CANCEL_REQUEST = (80877102).to_bytes(4, "big")  # PostgreSQL's protocol, "CancelRequest"
 PID = "SELECT pg_backend_pid()"
@@ -639,3 +644,44 @@ def test_a_long_answer_wakes_its_task_once(database: Database) -> None:
         runner.run(database.disconnect())
     # An exception out of a signal handler that strikes while a task is being woken leaves it asleep for ever.
     assert long == short
+
+
+def test_a_signal_that_strikes_in_the_last_step_wakes_the_task() -> None:
+    """Its handler raises where the next call returns: in the loop's callback, after psycopg's C has ended."""
+
+    class Limit(Exception):
+        pass
+
+    class Strikes:
+        __neg__ = staticmethod(partial(_thread.interrupt_main, signal.SIGUSR1))
+
+    def strike(*_: object) -> None:
+        raise Limit
+
+    def steps() -> Generator[int, int, None]:
+        yield waiting.WAIT_R
+        -Strikes()
+
+    async def run() -> None:
+        async with asyncio.timeout(5):
+            await Operation(steps(), here.fileno()).run()
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    here, there = socket.socketpair()
+    try:
+        there.send(b"answer")
+        with pytest.raises(Limit):
+            asyncio.run(run())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        here.close()
+        there.close()
+
+
+async def test_a_time_out_out_of_a_signal_handler_is_no_closed_socket() -> None:
+    def struck() -> Generator[int, int, None]:
+        yield from ()
+        raise TimeoutError("limit")
+
+    with pytest.raises(TimeoutError, match="limit"):
+        await Operation(struck(), 0).run()
