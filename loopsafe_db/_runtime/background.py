@@ -6,13 +6,13 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
-    from concurrent.futures import Future
+    from collections.abc import Awaitable, Generator, Iterable
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ class BackgroundLoop:
         self._lock: asyncio.Lock = asyncio.Lock()
         self._left: Future[Any] | None = None
         self._is_stopping = False
+        self._awaited: set[Future[Any]] = set()
         threading.Thread(target=self._run, name="loopsafe_db connection", daemon=True).start()
 
     @property
@@ -42,8 +43,7 @@ class BackgroundLoop:
         Raises:
             ConnectionError: The loop was stopped meanwhile.
         """
-        future = asyncio.run_coroutine_threadsafe(self._in_turn(awaitable), self.loop)
-        future.add_done_callback(partial(_close_unless_begun, awaitable))
+        future = self._submit(self._in_turn(awaitable), awaitable)
         try:
             return await _outcome(future)
         finally:
@@ -56,7 +56,7 @@ class BackgroundLoop:
         Raises:
             ConnectionError: The loop was stopped meanwhile.
         """
-        return await _outcome(asyncio.run_coroutine_threadsafe(_awaited(awaitable), self.loop))
+        return await _outcome(self._submit(_awaited(awaitable), awaitable))
 
     async def rest(self) -> None:
         """Wait until what goes on has ended."""
@@ -73,6 +73,19 @@ class BackgroundLoop:
             self._is_stopping = True
             self.loop.stop()
 
+    def _submit(self, work: Coroutine[Any, Any, T], *parts: Awaitable[T]) -> Future[T]:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:  # it is closed
+            future = Future()
+            future.cancel()
+        future.add_done_callback(partial(_close_unless_begun, (work, *parts)))
+        self._awaited.add(future)
+        future.add_done_callback(self._awaited.discard)
+        if self.loop.is_closed():  # it may not have begun that any more
+            future.cancel()
+        return future
+
     async def _in_turn(self, awaitable: Awaitable[T]) -> T:
         async with self._lock:
             return await awaitable
@@ -80,12 +93,17 @@ class BackgroundLoop:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self.loop.run_until_complete(asyncio.sleep(0))  # transports tell that they are closed
+        while True:  # other threads may bring more
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(asyncio.sleep(0))  # transports tell that they are closed
+            if not asyncio.all_tasks(self.loop):
+                break
         self.loop.close()
+        for future in list(self._awaited):  # what it has not begun
+            future.cancel()
 
 
 class LoopProxy:
@@ -132,9 +150,10 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def _close_unless_begun(awaitable: Awaitable[Any], future: Future[Any]) -> None:
-    if future.cancelled() and isinstance(awaitable, Coroutine):
-        awaitable.close()
+def _close_unless_begun(parts: Iterable[Awaitable[Any]], future: Future[Any]) -> None:
+    for part in parts:
+        if future.cancelled() and isinstance(part, Coroutine):
+            part.close()
 
 
 async def _outcome(future: Future[T]) -> T:

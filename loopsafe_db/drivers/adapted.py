@@ -42,7 +42,8 @@ class ConnectionLoop(BackgroundLoop):
         try:
             return LoopProxy(self, await self.run(self._open()))
         except BaseException:
-            self.loop.call_soon_threadsafe(self._give_up)
+            with suppress(RuntimeError):  # it was refused, and the loop is closed
+                self.loop.call_soon_threadsafe(self._give_up)
             raise
 
     # What follows runs in this loop.
@@ -51,7 +52,7 @@ class ConnectionLoop(BackgroundLoop):
         try:
             self._plain = await self._connect()
         except BaseException:
-            self.loop.stop()
+            self._stop()
             raise
         if self._is_given_up:
             self._give_up()
@@ -62,9 +63,9 @@ class ConnectionLoop(BackgroundLoop):
         self._is_given_up = True
         if self._plain is not None:
             self._plain.close()
-            self.loop.stop()
+            self._stop()
         else:
-            self.loop.call_later(ENDING_TIMEOUT, self.loop.stop)
+            self.loop.call_later(ENDING_TIMEOUT, self._stop)
 
     # What follows runs in any other.
 
