@@ -502,7 +502,6 @@ class Connection:
     def give_up(self) -> None:
         """End the connection: what was done on it cannot be told any more."""
         if self._entry is not None:
-            self._entry.ended_because = _GIVEN_UP
             self._entry.terminate()
 
     # -- below
@@ -543,8 +542,13 @@ class Connection:
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
                         await opened.transaction.rollback()
 
+        def give_up() -> None:
+            if self._entry is not None:
+                self._entry.ended_because = _GIVEN_UP
+            self.give_up()
+
         if self._key.pid == getpid():
-            await or_give_up(roll_back, seconds, self.give_up)
+            await or_give_up(roll_back, seconds, give_up)
 
     async def _check_out(self, place: str) -> None:
         if self._owner is not None:  # it was entered before

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import copy
 import pickle
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,6 +113,22 @@ async def by_nothing(database: Database) -> None:
 
 
 MOMENTS = [by_text, by_clause, by_many, by_script, by_savepoint, by_stream, by_session, by_nothing]
+
+
+async def test_a_stream_whose_server_ends_says_what_the_server_has_said(
+    postgres: Database, witness: Database
+) -> None:
+    query = "SELECT repeat('x', 1000) FROM generate_series(1, 100000)"
+    async with postgres:
+        with pytest.raises(ConnectionLost) as told:  # noqa: PT012 (it is where the stream is read)
+            async with postgres.transaction():
+                pid = await postgres.fetch_val(PID)
+                async with aclosing(postgres.iterate(query)) as rows:
+                    await anext(rows)
+                    await end(witness, pid)
+                    async for _ in rows:
+                        pass
+    assert "rollback" not in str(told.value)
 
 
 @pytest.mark.parametrize("work", MOMENTS)
