@@ -287,10 +287,11 @@ class WorkerProcess:
         os._exit(0)
 
     def hand_back(self) -> None:
-        """Give back the jobs that are still here, all at once: a process that takes long to end is killed.
+        """Give back the jobs that are still here, all at once, in a second: a process that takes long to end is killed.
 
         Those of a thread may be reported already: that changes nothing.
         """
+        until = time.monotonic() + _LAST_SECONDS
         left = [
             threading.Thread(target=self._hand_back, args=(task_id, job.workflow_id), daemon=True)
             for task_id, job in self._jobs.copy().items()
@@ -298,8 +299,8 @@ class WorkerProcess:
         ]
         for each in left:
             each.start()
-        for each in left:
-            each.join()
+        for each in left:  # a server that is silent would hold them for two minutes
+            each.join(max(0.0, until - time.monotonic()))
 
     def _hand_back(self, task_id: str, workflow_id: str) -> None:
         """Have Conductor deliver a job again at once; its tries are not spent."""

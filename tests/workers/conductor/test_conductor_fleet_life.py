@@ -267,6 +267,17 @@ def test_the_jobs_of_a_process_are_given_back_all_at_once() -> None:
     ]
 
 
+def test_a_server_that_is_silent_keeps_no_process_that_is_to_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        there = Configuration(server_api_url=f"http://127.0.0.1:{silent.getsockname()[1]}/api")
+        process = WorkerProcess(FleetTerms(os.getpid(), there, "v7", 1.0, None), "v7", "in_thread")
+        process.begin("task", "workflow")
+        giving_back = threading.Thread(target=process.hand_back, daemon=True)
+        giving_back.start()
+        giving_back.join(GIVE_UP_SECONDS)
+        assert not giving_back.is_alive()
+
+
 @pytest.fixture
 def leaving(monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
     """A worker process whose stop was asked for long ago; this one is taken for it."""
