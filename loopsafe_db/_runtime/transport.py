@@ -333,6 +333,9 @@ def live_transports() -> list[MovableTransport]:
     return list(_live)
 
 
+_set_result = asyncio.Future.set_result
+
+
 class _Waiter(asyncio.Future[Any]):
     """A future that a driver in C sets: a signal that has come while that worked strikes before it is set, not after.
 
@@ -342,7 +345,7 @@ class _Waiter(asyncio.Future[Any]):
     __slots__ = ()
 
     def set_result(self, result: Any) -> None:
-        super().set_result(result)
+        _set_result(self, result)
 
 
 class AnyLoop:
