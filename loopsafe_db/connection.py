@@ -28,9 +28,11 @@ from loopsafe_db.engines.observed import observed_rows
 from loopsafe_db.engines.statement_timeout import TIMED, commit_unknown, within
 from loopsafe_db.errors import (
     BusyConnectionError,
+    ConnectionLost,
     ForeignLoopError,
     ForeignTaskError,
     ForeignTransactionError,
+    InvalidSettingError,
     QueryError,
     ReleasedError,
     StatementTimeout,
@@ -79,6 +81,7 @@ _GIVEN_UP = (
     "swallowed in the block, and had struck while a transaction began or ended. Let CancelledError pass"
 )
 BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
+_KEYS = 2**63  # of advisory locks, from minus that
 _FORMATS = ("text", "csv", "binary")
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
 
@@ -349,28 +352,54 @@ class Connection:
         self, key: int | str, *, shared: bool = False, timeout: float | None = None
     ) -> AsyncIterator[None]:
         """Hold a lock of PostgreSQL's that is the application's own. See `Database.advisory_lock`."""
+        check_lock_key(key)
         self._session_driver("advisory_lock")
         kind = "_shared" if shared else ""
         which = ":key" if isinstance(key, int) else "hashtextextended(:key, 0)"
-        await self.execute(f"SELECT pg_advisory_lock{kind}({which})", {"key": key}, timeout=timeout)
+        if await self._lock(f"pg_advisory%s_lock{kind}({which})", key, timeout):
+            yield
+            return
+        unlock = f"SELECT pg_advisory_unlock{kind}({which})"
         try:
             yield
-        finally:
-            unlock = f"SELECT pg_advisory_unlock{kind}({which})"
-            await self._unlock(lambda: self.execute(unlock, {"key": key}))
+        except BaseException:
+            await self._unlock(unlock, key)
+            raise
+        if isinstance(lost := await self._unlock(unlock, key), ConnectionLost):
+            raise lost
 
-    async def _unlock(self, unlock: Callable[[], Awaitable[object]]) -> None:
-        """Give a lock back, whoever is cancelled; where the transaction has failed, the reset of the session does."""
+    async def _lock(self, function: str, key: int | str, timeout: float | None) -> bool:
+        """Take an advisory lock; tell whether a transaction has it, with which it ends."""
+        of_session, args = self._compile(f"SELECT {function % ''}", {"key": key})
+        of_transaction = compile_text(f"SELECT {function % '_xact'}", self._driver.traits.dialect)
+        limit, is_transactions = self._limit(timeout), False
+
+        async def lock(raw: Any) -> None:
+            nonlocal is_transactions
+            # All is one transaction under `force_rollback`, which would keep it.
+            is_transactions = bool(self._transactions) and self._pool.pinned is None
+            sql = (of_transaction if is_transactions else of_session).sql
+            await self._pool.user_driver.execute(raw, sql, args, limit)
+
+        await self._run_text(of_session, lock)
+        return is_transactions
+
+    async def _unlock(self, unlock: str, key: int | str) -> Exception | None:
+        """Give a lock back, whoever is cancelled; give the error. The reset of the session gives it back then."""
+        failure: Exception | None = None
 
         async def work() -> None:
+            nonlocal failure
             try:
-                await unlock()
-            except Exception as error:  # noqa: BLE001 (who is in the block has an error of its own)
-                self._touch(Touched.RAW)  # the reset of the session gives it back
+                await self.execute(unlock, {"key": key})
+            except Exception as error:  # noqa: BLE001 (who is in the block may have an error of its own)
+                failure = error
+                self._touch(Touched.RAW)
                 _log.info("an advisory lock stays until its connection is given back: %s", error)
 
         if self._key.pid == getpid():
             await or_give_up(work, ENDING_TIMEOUT, self.give_up)
+        return failure
 
     def _copying(self, what: str) -> Any:
         """Give a driver that knows PostgreSQL's COPY and LISTEN.
@@ -1192,6 +1221,22 @@ def copying_driver(pool: ConnectionPool, what: str, *, session: bool = False) ->
     if session and pool.options.pgbouncer == "transaction":
         raise UnsupportedError(what, "a PgBouncer in transaction mode")
     return pool.user_driver
+
+
+def check_lock_key(key: object) -> None:
+    """Refuse what is no key of an advisory lock: PostgreSQL locks nothing for a NULL.
+
+    Raises:
+        InvalidSettingError: It is neither a text nor a number of 64 bits.
+    """
+    if isinstance(key, str) or (
+        type(key) is not bool and isinstance(key, int) and -_KEYS <= key < _KEYS
+    ):
+        return
+    given = "a larger one" if type(key) is int else type(key).__name__
+    raise InvalidSettingError(
+        f"the key of an advisory lock is a text or a number of 64 bits, not {given}"
+    )
 
 
 def joined(pool: ConnectionPool) -> Connection | None:

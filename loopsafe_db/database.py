@@ -333,7 +333,8 @@ class Database:
         """Hold a lock of PostgreSQL's that is the application's own, for the length of a block.
 
         The block has a connection, as that of `connection` has: what its task asks of the handle goes over it. If
-        that is lost, so is the lock.
+        that is lost, so is the lock. Inside a transaction, the lock is held until that ends: others see what the
+        block has done when they have it.
 
         Args:
             key: A number of 64 bits, or a text, which the server makes one of.
@@ -341,9 +342,12 @@ class Database:
             timeout: Seconds to wait for it, in place of the time of a statement.
 
         Raises:
+            ConnectionLost: The lock was lost with its connection; told when the block ends, if nothing else was asked.
+            InvalidSettingError: The key is neither a text nor a number of 64 bits.
             StatementTimeout: It was not free in time.
             UnsupportedError: The driver is neither asyncpg nor psycopg, or a PgBouncer is in transaction mode.
         """
+        connections.check_lock_key(key)
         async with (
             self.connection() as connection,
             connection.advisory_lock(key, shared=shared, timeout=timeout),

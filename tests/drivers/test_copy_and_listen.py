@@ -12,6 +12,8 @@ from sqlalchemy import make_url, text
 from loopsafe_db import Database, Gap, Notification, Timeouts
 from loopsafe_db.errors import (
     BusyConnectionError,
+    ConnectionLost,
+    InvalidSettingError,
     NotUndoableError,
     QueryError,
     StatementTimeout,
@@ -296,6 +298,85 @@ async def fail_under_a_lock(db: Database, key: int | str) -> None:
     async with db.transaction(), db.advisory_lock(key):
         with pytest.raises(Exception, match="division by zero"):
             await db.fetch_val("SELECT 1 / 0")
+
+
+@pytest.mark.parametrize("key", [None, True, 1.5, b"x", ("a", 1), 2**63, -(2**63) - 1])
+async def test_what_is_no_key_of_an_advisory_lock_is_refused_before_anything_is_sent(
+    db: Database, key: Any
+) -> None:
+    fresh = Database(db.url)
+
+    with pytest.raises(InvalidSettingError, match=r"a text or a number of 64 bits, not \w+"):
+        async with fresh.advisory_lock(key):
+            pass
+    assert fresh.stats().opened == 0
+    async with db.connection() as connection:
+        with pytest.raises(InvalidSettingError):
+            async with connection.advisory_lock(key):
+                pass
+    for fits in (2**63 - 1, -(2**63), ""):
+        async with db.advisory_lock(fits):
+            pass
+
+
+END_LOCKS = """SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory'
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+
+async def test_a_lock_that_was_lost_is_told_when_its_block_ends(db: Database) -> None:
+    async def lose_it(error: Exception | None) -> None:
+        async with db.advisory_lock("nightly"):
+            await asyncio.create_task(db.fetch_all(END_LOCKS))
+            if error is not None:
+                raise error
+
+    with pytest.raises(ConnectionLost) as caught:
+        await lose_it(None)
+    with pytest.raises(LookupError):
+        await lose_it(LookupError())
+
+    assert not caught.value.retryable
+    async with db.advisory_lock("nightly", timeout=5):
+        pass
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("undone", [False, True])
+async def test_inside_a_transaction_an_advisory_lock_is_held_until_that_ends(
+    db: Database, *, undone: bool, shared: bool
+) -> None:
+    async with Database(db.url) as others:
+
+        async def other(timeout: float) -> Any:
+            async with others.advisory_lock("counter", timeout=timeout):
+                return await count(others)
+
+        async with db.transaction(force_rollback=undone):
+            async with db.advisory_lock("counter", shared=shared):
+                await db.execute("INSERT INTO \"a table\" VALUES (1, 'x')")
+            with pytest.raises(StatementTimeout):
+                await other(0.2)
+        assert await other(5) == (0 if undone else 1)
+
+        async with db.advisory_lock("counter"):
+            async with db.transaction():
+                pass
+            with pytest.raises(StatementTimeout):
+                await other(0.2)
+        await other(5)
+
+
+async def test_under_force_rollback_an_advisory_lock_ends_with_its_block(db: Database) -> None:
+    async with Database(db.url) as others:
+        with db.force_rollback():
+            async with db.transaction():
+                async with db.advisory_lock("counter"):
+                    with pytest.raises(StatementTimeout):
+                        async with others.advisory_lock("counter", timeout=0.2):
+                            pass
+                async with others.advisory_lock("counter", timeout=5):
+                    pass
+            await db.disconnect()
 
 
 async def hold_shared(db: Database, key: int | str) -> None:
