@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 from loopsafe_db.database import Database, _restore
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.engines.factory import make_options
-from loopsafe_db.errors import InvalidSettingError, InvalidURLError, MissingURLError
-from loopsafe_db.settings import load_options
+from loopsafe_db.errors import (
+    ConfigurationError,
+    InvalidSettingError,
+    InvalidURLError,
+    MissingURLError,
+)
+from loopsafe_db.settings import load_options, name_variable
 from loopsafe_db.url import DatabaseURL, hidden
 
 if TYPE_CHECKING:
@@ -47,10 +52,13 @@ def get_database(name: str = "default") -> Database:
         name = hidden(name)
     name = _checked(name)
     try:
-        options = load_options(name)
+        made = _named(name, load_options(name))
     except MissingURLError as error:
         raise MissingURLError(name, error.variables, sorted(_handles)) from None
-    return _handles.setdefault(name, _named(name, options))  # threads that race share one
+    except ConfigurationError as error:
+        name_variable(error, name)
+        raise
+    return _handles.setdefault(name, made)  # threads that race share one
 
 
 def configure(url: str | URL, *, name: str = "default", **options: Unpack[Options]) -> Database:

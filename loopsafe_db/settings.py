@@ -12,8 +12,8 @@ from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from loopsafe_db.engines.factory import make_options
-from loopsafe_db.errors import InvalidSettingError, MissingURLError
+from loopsafe_db.engines.factory import connect_options, make_options
+from loopsafe_db.errors import ConfigurationError, InvalidSettingError, MissingURLError
 from loopsafe_db.options import PoolLimits, Timeouts, nearest
 
 if TYPE_CHECKING:
@@ -72,24 +72,13 @@ def load_options(name: str) -> DatabaseOptions:
         InvalidSettingError: A variable has a value that it cannot have.
         InvalidURLError: The URL cannot be read.
     """
-    prefix = (
-        _PREFIX if name == "default" else f"{_PREFIX}{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_"
-    )
-    try:
-        settings = LoopsafeSettings(_env_prefix=prefix)  # type: ignore[call-arg]
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
-            for item in error.errors(include_input=False)
-        )
-        raise InvalidSettingError(wrong) from None  # pydantic's own text shows the input
+    prefix = _prefix(name)
+    settings = _read(prefix)
     _warn_of_unknown(prefix)
-    url, variables = settings.url, [f"{prefix}URL"]
-    if name == "default":
-        variables.append("DATABASE_URL")
-        url = url or _PlatformSettings().database_url
+    url = _url(settings, name)
     if url is None:
-        raise MissingURLError(name, variables)
+        others = ["DATABASE_URL"] if name == "default" else []
+        raise MissingURLError(name, [f"{prefix}URL", *others])
     share = _share(settings, prefix)
     most = settings.max_connections or share or PoolLimits().max_connections
     options = make_options(
@@ -121,19 +110,66 @@ def load_options(name: str) -> DatabaseOptions:
     return replace(options, pool=limits)
 
 
+def name_variable(error: ConfigurationError, name: str) -> None:
+    """Say in the text of an error from which variable of the database `name` what cannot be comes."""
+    prefix = _prefix(name)
+    text = str(error).removeprefix(f"[{error.code}] ")
+    if text.startswith(prefix):
+        return
+    option, settings = text.partition(" ")[0], _read(prefix)
+    if option in LoopsafeSettings.model_fields:
+        variable = f"{prefix}{option.upper()}"
+    elif settings.replicas and _is_taken(_url(settings, name)):
+        variable = f"{prefix}REPLICAS"
+    else:
+        variable = f"{prefix}URL" if settings.url else "DATABASE_URL"
+    error.args = (f"[{error.code}] {variable}: {text}",)
+
+
 def fleet_budget() -> int | None:
     """Give the connections that all processes of the fleet may have together, on all hosts; None if nobody says."""
-    return LoopsafeSettings().fleet_connections
+    return _read(_PREFIX).fleet_connections
 
 
 def application_name() -> str | None:
     """Give what the environment says of the sessions' names."""
-    return LoopsafeSettings().application_name
+    return _read(_PREFIX).application_name
 
 
 def pgbouncer() -> Literal["transaction", "session"] | None:
     """Give the pool mode of the PgBouncer that the environment names."""
-    return LoopsafeSettings().pgbouncer
+    return _read(_PREFIX).pgbouncer
+
+
+def _prefix(name: str) -> str:
+    return (
+        _PREFIX if name == "default" else f"{_PREFIX}{re.sub(r'[^A-Za-z0-9]', '_', name).upper()}_"
+    )
+
+
+def _read(prefix: str) -> LoopsafeSettings:
+    try:
+        return LoopsafeSettings(_env_prefix=prefix)  # type: ignore[call-arg]
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False)
+        )
+        raise InvalidSettingError(wrong) from None  # pydantic's own text shows the input
+
+
+def _url(settings: LoopsafeSettings, name: str) -> SecretStr | None:
+    others = _PlatformSettings().database_url if name == "default" else None
+    return settings.url or others
+
+
+def _is_taken(url: SecretStr | None) -> bool:
+    """Tell whether a URL is one that a handle takes."""
+    try:
+        connect_options(make_options(url.get_secret_value() if url else "", {}))
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _warn_of_unknown(prefix: str) -> None:

@@ -18,11 +18,10 @@ from rich.table import Table
 
 from loopsafe_db.cli.conductor_api import Conductor, ConductorUnavailable
 from loopsafe_db.cli.conductor_checks import check_conductor
-from loopsafe_db.cli.database_checks import answers, check_database
+from loopsafe_db.cli.database_checks import answers, check_database, find_database
 from loopsafe_db.cli.scan import scan
 from loopsafe_db.cli.workflow_view import WorkflowView, draw, draw_page, view
-from loopsafe_db.default import get_database
-from loopsafe_db.errors import MissingURLError
+from loopsafe_db.errors import ConfigurationError, MissingURLError
 from loopsafe_db.integrations.reports import read_reports
 
 if TYPE_CHECKING:
@@ -194,10 +193,14 @@ def top(
 
 
 def _is_there(database: str | None) -> bool:
+    """Tell whether there is a database to look at; what cannot be a handle's is refused."""
     try:
-        return database is not None or get_database() is not None
+        find_database(database)
     except MissingURLError:
         return False
+    except ConfigurationError as error:
+        _refuse(str(error))
+    return True
 
 
 def _conductor(url: str | None) -> Conductor:

@@ -54,7 +54,7 @@ _MOST = "SELECT current_setting('max_connections')::int - current_setting('super
 async def check_database(url: str | None, idle_seconds: float = IDLE_SECONDS) -> list[Finding]:
     """Look at a database; without a URL at that of the environment."""
     try:
-        database = _database(url)
+        database = find_database(url)
         async with database:
             checks = {"postgresql": _postgresql, "sqlite": _sqlite}.get(
                 database.url.get_backend_name()
@@ -174,14 +174,19 @@ async def _other(database: Database, _idle_seconds: float) -> AsyncIterator[Find
     )
 
 
-def _database(url: str | None) -> Database:
+def find_database(url: str | None) -> Database:
+    """Give the handle of a URL; without one that of the environment.
+
+    Raises:
+        ConfigurationError: The URL, or the environment, has what cannot be.
+    """
     return get_database() if url is None else Database(url, pgbouncer=pgbouncer())
 
 
 async def answers(url: str | None) -> bool:
     """Whether a database can be used now."""
     with contextlib.suppress(LoopsafeError, OSError):
-        async with _database(url) as database:
+        async with find_database(url) as database:
             await database.fetch_val("SELECT 1")
             return True
     return False

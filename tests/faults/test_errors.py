@@ -15,6 +15,7 @@ import pytest
 from loopsafe_db import Database, LoopKey, configure, errors, get_database
 from loopsafe_db.errors import (
     AuthenticationError,
+    ConfigurationError,
     ConnectError,
     InvalidSettingError,
     InvalidURLError,
@@ -122,6 +123,42 @@ def test_a_wrong_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LOOPSAFE_DB_WRONG_MAX_CONNECTIONS", "none")
     with pytest.raises(InvalidSettingError, match="LOOPSAFE_DB_WRONG_MAX_CONNECTIONS"):
         get_database("wrong")
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"URL": "foo"}, "[LDB202] LOOPSAFE_DB_MINE_URL: not a database URL"),
+        ({"URL": "oracle://h/x"}, "[LDB203] LOOPSAFE_DB_MINE_URL: no driver"),
+        ({"URL": "postgresql://h/x?colour=red"}, "[LDB202] LOOPSAFE_DB_MINE_URL: unknown in"),
+        ({"REPLICAS": "postgres//x"}, "[LDB202] LOOPSAFE_DB_MINE_REPLICAS: not a database URL"),
+        ({"REPLICAS": "sqlite:// oracle://h/x"}, "[LDB203] LOOPSAFE_DB_MINE_REPLICAS: no driver"),
+        ({"PGBOUNCER": "session"}, "[LDB205] LOOPSAFE_DB_MINE_PGBOUNCER: pgbouncer is for"),
+        ({"SLOW_QUERY": "soon"}, "[LDB205] LOOPSAFE_DB_MINE_SLOW_QUERY: Input should be"),
+        ({"FLEET_CONNECTIONS": "1", "FLEET_WORKERS": "2"}, "LOOPSAFE_DB_MINE_FLEET_CONNECTIONS=1"),
+    ],
+)
+def test_what_cannot_be_in_the_environment_names_the_variable(
+    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"URL": "sqlite:///:memory:", **variables}.items():
+        monkeypatch.setenv(f"LOOPSAFE_DB_MINE_{name}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        get_database("mine")
+    assert told in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["LOOPSAFE_DB_URL", "DATABASE_URL"])
+def test_what_cannot_be_read_names_the_variable_that_a_platform_sets_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopsafe_db.default._handles", {})
+    for other in ("LOOPSAFE_DB_URL", "DATABASE_URL"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "foo")
+    with pytest.raises(InvalidURLError, match=rf"\[LDB202\] {name}: not"):
+        get_database()
 
 
 def test_the_password_is_masked_and_a_named_handle_pickles_without_it() -> None:

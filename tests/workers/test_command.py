@@ -305,6 +305,44 @@ def test_with_nothing_to_do_the_command_says_what_to_give(monkeypatch: pytest.Mo
     ] * 3
 
 
+@pytest.mark.parametrize("command", ["doctor", "wait"])
+@pytest.mark.parametrize(
+    ("variable", "value", "code"),
+    [
+        ("LOOPSAFE_DB_URL", "foo", "LDB202"),
+        ("LOOPSAFE_DB_MAX_CONNECTIONS", "x", "LDB205"),
+        ("LOOPSAFE_DB_FLEET_CONNECTIONS", "x", "LDB205"),
+    ],
+)
+@pytest.mark.parametrize("given", [[], ["--database", "sqlite:///:memory:"]])
+def test_what_cannot_be_in_the_environment_is_wrong_use(
+    command: str,
+    variable: str,
+    value: str,
+    code: str,
+    given: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if given and variable == "LOOPSAFE_DB_URL":
+        pytest.skip("it is not read")
+    monkeypatch.setattr("loopsafe_db.default._handles", {})
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///:memory:")
+    monkeypatch.setenv(variable, value)
+
+    result = invoke(command, *given)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: [{code}] {variable}: ")
+    assert "HINT" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["doctor", "wait"])
+def test_a_url_that_cannot_be_is_wrong_use(command: str) -> None:
+    result = invoke(command, "--database", "foo")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: [LDB202] not a database URL")
+
+
 def test_wait_ends_when_both_answer_and_when_the_time_is_over(
     postgres_url: str, conductor: ConductorClient
 ) -> None:
