@@ -712,9 +712,10 @@ class Connection:
         return opened
 
     def _note_transactions(self) -> None:
-        """Have SQLAlchemy's way know whether a text may end a transaction."""
+        """Have SQLAlchemy's way know whether a text may end a transaction, or write there."""
         if self._entry is not None:
             self._entry.kept_by = BLOCK if self._transactions else ""
+            self._entry.readonly = self._outermost.readonly and bool(self._transactions)
 
     def _check_transaction(self) -> None:
         """Refuse what belongs to a transaction that is no more: the server would commit it at once.

@@ -90,9 +90,10 @@ class LoopsafeError(DontWrapMixin, Exception):
         super().__init__(self.whole(text))
 
     @classmethod
-    def whole(cls, text: str) -> str:
-        """Add the code and the cure to what happened."""
-        cure = f"\nHINT: {cls.hint}" if cls.hint else ""
+    def whole(cls, text: str, hint: str = "") -> str:
+        """Add the code and the cure to what happened: `hint`, where that is another than usual."""
+        hint = hint or cls.hint
+        cure = f"\nHINT: {hint}" if hint else ""
         return f"[{cls.code}] {text}{cure}"
 
     def __str__(self) -> str:
@@ -726,7 +727,8 @@ class LockTimeout(DriverError, TimeoutError):
 class ReadOnlyError(DriverError):
     """A write was refused: the server is a replica, or the transaction, the session or the file is read-only.
 
-    It is `retryable` where the URL asks for a server that takes writes: another one is looked for then.
+    It is `retryable` where the URL asks for a server that takes writes: another one is looked for then. Not so in a
+    transaction that was begun with ``readonly=True``.
     """
 
     code = "LDB411"

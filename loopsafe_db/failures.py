@@ -13,12 +13,19 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound=DriverError)
 
 
-def joined(kind: type[D], error: Exception, text: str) -> D:
-    """Make one of ours of a driver's error: with our text, and with all attributes of the driver's."""
+def joined(kind: type[D], error: Exception, text: str, hint: str = "") -> D:
+    """Make one of ours of a driver's error: with our text, and with all attributes of the driver's.
+
+    Args:
+        kind: Ours.
+        error: The driver's.
+        text: As for `LoopsafeError`.
+        hint: The cure, where it is another than that of all of the kind.
+    """
     made: D = _new(kind, type(error))
     vars(made).update(vars(error))
     vars(made).pop("code", None)  # SQLAlchemy's, of the page of its own that its text leads to
-    made.args = (kind.whole(text),)
+    made.args = (kind.whole(text, hint),)
     return made
 
 

@@ -79,6 +79,7 @@ class PoolEntry(_ConnectionRecord):
         ended_because: Why it was ended by us, where its user is to hear of it.
         begun_at: File and line of the last BEGIN that SQLAlchemy has sent; kept while somebody listens.
         kept_by: What has a transaction open that no text may end: a block, a session; or "".
+        readonly: Whether a block has a transaction open that was asked to refuse writes.
         commits: Whether SQLAlchemy has sent a COMMIT whose answer has not come.
         interrupted: Whether a statement was cancelled or timed out, so that the connection has to be recovered.
         suspect: Whether the server has refused a write, and is to be asked whether it takes any, before the next use.
@@ -106,6 +107,7 @@ class PoolEntry(_ConnectionRecord):
     ended_because: str = ""
     begun_at: str | None = None
     kept_by: str = ""
+    readonly: bool = False
     commits: bool = False
     interrupted: bool = False
     suspect: bool = False
@@ -319,7 +321,7 @@ class PoolEntry(_ConnectionRecord):
     def rest(self) -> None:
         """Note that nobody uses it from now on."""
         self.taken_at = self.kept_by = ""
-        self.is_stuck = self.in_doubt = self.interrupted = False
+        self.is_stuck = self.in_doubt = self.interrupted = self.readonly = False
         self.thread = None
         if self.dbapi_connection is not None:
             self._rested(self.raw)

@@ -68,13 +68,28 @@ def named(
     reason, sqlstate = str(original), getattr(original, "sqlstate", None)
     if entry is not None and kind is ConnectionLost and (sqlstate or "08").startswith("08"):
         reason = entry.ended_because or reason  # the server has not answered
-    made = joined(kind, error, _text(reason, original, query, pool))
-    made.sqlstate = sqlstate
+    retryable, hint = kind.retryable, ""
     if kind is ConnectionLost:
-        made.retryable = undone
+        retryable = undone
     elif kind is ReadOnlyError:
-        made.retryable = pool.refuses_writes(original)
+        retryable, hint = _refused_write(pool, entry, original)
+    made = joined(kind, error, _text(reason, original, query, pool), hint)
+    made.sqlstate, made.retryable = sqlstate, retryable
     return made
+
+
+def _refused_write(
+    pool: ConnectionPool, entry: PoolEntry | None, original: BaseException
+) -> tuple[bool, str]:
+    """Tell whether a write that was refused may be taken if all is tried again; and the cure, "" for the usual one."""
+    if entry is not None and entry.readonly:
+        return False, "begin the transaction without readonly=True, or write in another one"
+    if not pool.refuses_writes(original):
+        return False, ""
+    return True, (
+        "run the whole transaction again: another server is looked for; if that is refused, too, the session is "
+        "read-only: look for default_transaction_read_only"
+    )
 
 
 def tell_of_opening(entry: PoolEntry, error: Exception) -> None:

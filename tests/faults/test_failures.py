@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import copy
 import pickle
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +20,7 @@ from loopsafe_db.errors import (
     LockTimeout,
     ReadOnlyError,
     SerializationFailure,
+    TransactionAborted,
 )
 
 if TYPE_CHECKING:
@@ -354,6 +355,62 @@ async def test_a_write_that_is_refused_has_one_name(
             await run(database, INSERT)
     assert not caught.value.retryable
     has_its_code(caught.value, "LDB411")
+
+
+@pytest.fixture
+def primary(postgres: Database) -> Database:
+    """A handle that asks for a server which takes writes."""
+    return Database(postgres.url.update_query_dict({"target_session_attrs": "read-write"}))
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_write_where_readonly_was_asked_for_is_never_tried_again(
+    primary: Database, run: Callable[[Database, str], Awaitable[None]]
+) -> None:
+    await primary.execute(CREATE)
+    attempts = 0
+
+    async def write() -> None:
+        nonlocal attempts
+        attempts += 1
+        await run(primary, INSERT)
+
+    with pytest.raises(ReadOnlyError, match="HINT: begin the transaction without readonly=True"):
+        await primary.run_in_transaction(write, readonly=True)
+    await primary.run_in_transaction(write)
+    assert attempts == 2
+    await primary.disconnect()
+
+
+async def test_a_swallowed_write_where_readonly_was_asked_for_is_not_tried_again_either(
+    primary: Database,
+) -> None:
+    await primary.execute(CREATE)
+
+    async def write() -> None:
+        with suppress(ReadOnlyError):
+            await primary.execute(INSERT)
+
+    with pytest.raises(TransactionAborted) as caught:
+        await primary.run_in_transaction(write, readonly=True)
+    assert not caught.value.retryable
+    assert not getattr(caught.value, "__notes__", [])
+    await primary.disconnect()
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_the_cure_for_a_write_that_a_server_refuses_is_not_what_the_url_says_already(
+    primary: Database, postgres: Database, run: Callable[[Database, str], Awaitable[None]]
+) -> None:
+    await primary.execute(CREATE)
+    for database, cure in ((primary, "HINT: run the whole transaction again"), (postgres, "attrs")):
+        with pytest.raises(ReadOnlyError, match=cure) as caught:  # noqa: PT012
+            async with database.transaction():
+                await database.execute("SET TRANSACTION READ ONLY")
+                await run(database, INSERT)
+        assert caught.value.retryable is (database is primary)
+        assert ("attrs" in str(caught.value)) is (database is postgres)
+        await database.disconnect()
 
 
 async def test_one_of_the_family_survives_a_pickle_as_the_drivers_error(postgres: Database) -> None:
