@@ -528,9 +528,14 @@ class Connection:
             entry.in_doubt = True
             self._pool.returning.note_error(entry, error)
 
-    def give_up(self) -> None:
-        """End the connection: what was done on it cannot be told any more."""
+    def give_up(self, because: str = "") -> None:
+        """End the connection: what was done on it cannot be told any more.
+
+        Args:
+            because: What its user is to hear, if he asks something of it.
+        """
         if self._entry is not None:
+            self._entry.ended_because = because
             self._entry.terminate()
 
     # -- below
@@ -571,13 +576,8 @@ class Connection:
                     if not (opened.is_lost and self._transactions):  # its savepoint is no more
                         await opened.transaction.rollback()
 
-        def give_up() -> None:
-            if self._entry is not None:
-                self._entry.ended_because = _GIVEN_UP
-            self.give_up()
-
         if self._key.pid == getpid():
-            await or_give_up(roll_back, seconds, give_up)
+            await or_give_up(roll_back, seconds, lambda: self.give_up(_GIVEN_UP))
 
     async def _check_out(self, place: str) -> None:
         if self._owner is not None:  # it was entered before

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH = 500  # rows that are fetched at once
 MANY = 10 * BATCH  # and where all the rest is
+_TOO_LATE = "a COPY was left early on this connection, and its rest could not be read in time"
 _log = logging.getLogger("loopsafe_db")
 
 
@@ -126,14 +127,38 @@ class RowStream:
         if cursor is None:
             return
         try:
-            async with asyncio.timeout(ENDING_TIMEOUT):
-                await cursor.close()
+            if self.occupies:
+                if not await self._read_rest(cursor):
+                    return  # the server rolls back
+            else:
+                async with asyncio.timeout(ENDING_TIMEOUT):
+                    await cursor.close()
             if own is not None:
                 await self._connection.in_time(own.commit())
         except BaseException:
             if own is not None:
                 await or_give_up(own.rollback, ENDING_TIMEOUT, self._connection.give_up)
             raise
+
+    async def _read_rest(self, cursor: DriverCursor) -> bool:
+        """Read the rest of a COPY, and tell whether it has come in time; else the connection is ended."""
+        is_late = False
+
+        def give_up() -> None:
+            nonlocal is_late
+            is_late = True
+            self._connection.give_up(_TOO_LATE)
+
+        alarm = asyncio.get_running_loop().call_later(ENDING_TIMEOUT, give_up)
+        try:
+            async with asyncio.timeout(ENDING_TIMEOUT):
+                await cursor.close()
+        except Exception:
+            if not is_late:
+                raise
+        finally:
+            alarm.cancel()
+        return not is_late
 
     def fail(self, error: Exception) -> None:
         """Have its reader learn of an error, after the rows that are here."""

@@ -714,6 +714,8 @@ class AsyncpgCopy:
         self._copying: asyncio.Task[Any] = asyncio.ensure_future(
             raw._copy_out(statement, self._pieces.put, None)  # noqa: SLF001
         )
+        # The end of `asyncio.run` would cancel it, and the transaction fail: who reads it is to end it.
+        asyncio.tasks._unregister_task(self._copying)  # noqa: SLF001
         self._copying.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def fetch(self, count: int) -> Sequence[Any]:

@@ -21,9 +21,9 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import errors, waiting
+from psycopg import errors, generators, waiting
 from psycopg._preparing import Prepare, PrepareManager
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import PGresult, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types.json import Json, JsonDumper, set_json_dumps, set_json_loads
 from sqlalchemy import event
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
+        Generator,
         Iterable,
         Mapping,
         Sequence,
@@ -636,17 +637,29 @@ class PsycopgCursor:
         await self._cursor.close()
 
 
-class PsycopgCopy:
-    """What a COPY gives, as it is asked for."""
+def _rest(copy: Any) -> Generator[Any, Any, None]:
+    """Read what is left of a COPY as one operation of psycopg's: one for each row takes several times as long."""
+    while not isinstance((yield from generators.copy_from(copy.connection.pgconn)), PGresult):
+        pass
 
-    def __init__(self, copying: Any) -> None:
-        self._copying = copying
-        self._copy: Any = None
+
+class PsycopgCopy:
+    """What a COPY gives, as it is asked for.
+
+    psycopg's own block for it is an async generator, which the end of a loop closes while this reads.
+    """
+
+    def __init__(self, cursor: RecordCursor, statement: str) -> None:
+        self._cursor, self._statement = cursor, statement
+        self._copy: psycopg.AsyncCopy | None = None
         self._is_read = False
 
     async def fetch(self, count: int) -> Sequence[Any]:
         if self._copy is None:
-            self._copy = await self._copying.__aenter__()
+            raw = self._cursor.connection
+            async with raw.lock:
+                await raw.wait(self._cursor._start_copy_gen(self._statement))  # noqa: SLF001
+            self._copy = psycopg.AsyncCopy(self._cursor)
         pieces: list[bytes] = []
         while len(pieces) < count and not self._is_read:
             try:
@@ -660,10 +673,9 @@ class PsycopgCopy:
 
     async def close(self) -> None:
         """Read the rest: what is stopped half-way has failed, and a transaction with it."""
-        if self._copy is not None:
-            while not self._is_read:
-                await self.fetch(_PIECES)
-            await self._copying.__aexit__(None, None, None)
+        if self._copy is not None and not self._is_read:
+            await self._copy.connection.wait(_rest(self._copy))
+            self._is_read = True
 
 
 class PsycopgDriver:
@@ -794,7 +806,7 @@ class PsycopgDriver:
         return cursor.rowcount
 
     async def copy_out(self, raw: GuardedConnection, query: str, options: str) -> PsycopgCopy:
-        return PsycopgCopy(RecordCursor(raw, tuple_row).copy(f"COPY ({query}) TO STDOUT {options}"))
+        return PsycopgCopy(RecordCursor(raw, tuple_row), f"COPY ({query}) TO STDOUT {options}")
 
     async def listen(
         self, raw: GuardedConnection, channel: str

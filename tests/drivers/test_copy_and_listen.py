@@ -211,6 +211,62 @@ async def test_who_leaves_a_copy_early_gives_its_connection_back(db: Database) -
     assert db.stats().in_use == 0
 
 
+ENDLESS = "SELECT repeat('x', 1000), generate_series(1, 100000000)"
+
+
+async def test_who_leaves_an_endless_copy_hears_no_error_and_only_its_connection_is_ended(
+    db: Database,
+) -> None:
+    async with asyncio.timeout(IN_TIME):
+        async with aclosing(db.copy_from_query(ENDLESS)) as pieces:
+            assert await anext(pieces)
+        assert (await count(db), db.stats().terminated, db.stats().in_use) == (0, 1, 0)
+        async with db.connection() as connection:
+            async with aclosing(connection.copy_from_query(ENDLESS)) as pieces:
+                assert await anext(pieces)
+            with pytest.raises(ConnectionLost, match="left early"):
+                await connection.fetch_val("SELECT 1")
+        with pytest.raises(ConnectionLost) as caught:
+            await leave_in_a_transaction(db)
+        assert caught.value.retryable
+        assert await count(db) == 0
+
+
+async def leave_in_a_transaction(db: Database) -> None:
+    async with db.transaction():
+        await db.execute("INSERT INTO \"a table\" VALUES (1, 'x')")
+        async with aclosing(db.copy_from_query(ENDLESS)) as pieces:
+            assert await anext(pieces)
+
+
+def read_half(url: str, query: str) -> list[str]:
+    """Run a loop that ends with a COPY half-read; give what asyncio tells then."""
+    told: list[str] = []
+    kept = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(str(context)))
+        kept.append(Database(url).copy_from_query(query))
+        await anext(kept[0])
+
+    asyncio.run(main())
+    return told
+
+
+@pytest.mark.parametrize("rows", [10000, 300000, 100000000])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_copy_that_is_half_read_lets_its_loop_end(
+    postgres_url: str, driver: str, rows: int
+) -> None:
+    url = make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    query = ENDLESS.replace("100000000", str(rows))
+
+    assert not call_in_child(
+        read_half, url.render_as_string(hide_password=False), query, timeout=IN_TIME
+    )
+
+
 @pytest.mark.parametrize(
     ("query", "look"),
     [
