@@ -93,7 +93,8 @@ _SHOWN = 200  # characters of a text in an error
 # MySQL's codes: no such user, password or database, or not from this host
 _DEADLOCK = 1213
 _REFUSED = {1044, 1045, 1049, 1130, 1698}
-_FULL = {1040, 1203}  # in all; of one user
+_FULL = {1040, 1203}  # in all; of each user
+_OF_USER = 1226  # one of several limits of this user
 
 
 class SyncDialectError(Exception):
@@ -432,7 +433,8 @@ def _refuses_all(error: BaseException) -> bool:
 
 def _refusal(error: BaseException) -> type[ConnectError]:
     """Tell what an error means while a connection is opened."""
-    if error.args and error.args[0] in _FULL:
+    code = error.args[0] if error.args else None
+    if code in _FULL or (code == _OF_USER and "max_user_connections" in str(error)):
         return TooManyConnections
     return AuthenticationError if _is_refusal(error) else by_refusal(error)
 

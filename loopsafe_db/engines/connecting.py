@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopsafe_db._runtime.tasks import wake_all
 from loopsafe_db._runtime.whole_steps import in_whole_steps
-from loopsafe_db.errors import ConnectError, ConnectTimeout
+from loopsafe_db.errors import ConnectError, ConnectTimeout, TooManyConnections
 
 if TYPE_CHECKING:
     from loopsafe_db.drivers.base import ConnectOptions, Driver
@@ -37,7 +37,16 @@ class Outage:
         self.refused: ConnectError | None = None
         self._next_at, self._longest = -math.inf, _SHORTEST
         self._waiting: set[asyncio.Future[None]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may ask whether it `may_open`
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the server has no room: then callers wait for what comes back, too."""
+        return isinstance(self.refused, TooManyConnections)
+
+    def may_open(self) -> bool:
+        """Tell whether who waits for a connection may try to open one: while the server is full, one at a time."""
+        return not self.is_full or self._claim() <= 0
 
     async def turn(self, until: float) -> None:
         """Wait until it is time to try.
@@ -50,8 +59,11 @@ class Outage:
                 raise copy.copy(refused) from refused.__cause__
             await self._wait(pause)
 
-    def refuse(self, error: ConnectError, options: ConnectOptions) -> None:
-        """Note that the server has refused somebody."""
+    def note(self, error: ConnectError, options: ConnectOptions) -> None:
+        """Note what somebody has met: the server refuses all that come, or not."""
+        if not error.is_temporary:
+            self.end()
+            return
         with self._lock:
             is_new, self.refused = self.refused is None, error
             if is_new:
@@ -102,11 +114,13 @@ async def connect(driver: Driver, options: ConnectOptions, outage: Outage) -> An
     """Open a connection; while the server refuses all that come, try again until the time for it is over.
 
     Raises:
+        TooManyConnections: It is full; the caller waits for what comes first.
         ConnectError: What the last attempt has met that had the time.
     """
     until, attempt = time.monotonic() + options.timeout, options
     while True:
-        await outage.turn(until)
+        if not outage.is_full:  # else it is the caller's turn already
+            await outage.turn(until)
         try:
             raw = await in_whole_steps(driver.connect(attempt))
         except ConnectTimeout:
@@ -114,10 +128,9 @@ async def connect(driver: Driver, options: ConnectOptions, outage: Outage) -> An
                 raise
             raise copy.copy(refused) from refused.__cause__  # the rest of the time was short
         except ConnectError as error:
-            if not error.is_temporary:
-                outage.end()
+            outage.note(error, options)
+            if outage.is_full or not error.is_temporary:
                 raise
-            outage.refuse(error, options)
         else:
             outage.end()
             return raw

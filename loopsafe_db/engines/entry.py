@@ -28,6 +28,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     LoopsafeError,
     StatementTimeout,
+    TooManyConnections,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class PoolEntry(_ConnectionRecord):
         waited: Seconds in the queue, of the one who got it at `waited_since`.
         connecting: Seconds that it took to open it, for that one.
         waited_since: As `since`; -1 until it is known.
+        ticket: The number that the one who has waited last had in the queue.
+        is_spare: Whether it is opened for nobody: it waits for none that is open already.
         waits_told: Whether a statement of that one has told of these two.
         in_doubt: Whether something was begun on it whose end nobody has seen; then it is ended.
         is_lost: Whether it was closed when something failed on it: by the server, or on the way.
@@ -100,6 +103,8 @@ class PoolEntry(_ConnectionRecord):
     waited: float = 0.0
     connecting: float = 0.0
     waited_since: float = 0.0
+    ticket: int = 0
+    is_spare: bool = False
     waits_told: bool = False
     is_stuck: bool = False
     in_doubt: bool = False
@@ -172,6 +177,49 @@ class PoolEntry(_ConnectionRecord):
     def get_connection(self) -> Any:
         """Give SQLAlchemy's connection, opening one if need be; this awaits, in a greenlet."""
         loop = asyncio.get_running_loop()
+        ready = self._is_ready(loop) or self._open_or_wait(loop)
+        self.touched |= self.lender.untouched
+        self.note_who_waited()
+        if self.lender.options.setup is not None and not (ready and self.lender.pinned):
+            await_only(self.lender.set_up(self))
+        return self.dbapi_connection
+
+    def _open_or_wait(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Open a connection; tell whether one has come back instead, where the server is full."""
+        has_waited = self.waited_since < 0
+        since = time.monotonic() - (self.waited if has_waited else 0)
+        ticket = self.ticket if has_waited else None
+        while True:
+            self.terminate()
+            try:
+                self._connect()
+            except TooManyConnections as error:
+                ticket = await_only(self.lender.wait_for_room(self, error, since, ticket))
+                if self._is_ready(loop):
+                    return True
+            else:
+                break
+        self.raw, self.touched = self.of_driver, Touched.NOTHING
+        self.in_doubt = self.interrupted = self.is_lost = False
+        self.ended_because = ""
+        self._settle_in(loop)
+        self._lent(self.raw)
+        return False
+
+    def take_over(self, other: PoolEntry) -> None:
+        """Become an idle one; from now on that is nothing."""
+        vars(self).update(vars(other))
+        for name in (
+            "fresh",
+            "starttime",
+            "finalize_callback",
+            "dbapi_connection",
+        ):  # some SQLAlchemys have slots
+            setattr(self, name, getattr(other, name))
+        other.dbapi_connection = None
+
+    def _is_ready(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether it has a connection that works, in the running loop `loop`."""
         suspect, self.suspect = self.suspect, False
         ready = was_ready = self.lend(loop)
         if ready and suspect:
@@ -181,19 +229,7 @@ class PoolEntry(_ConnectionRecord):
         if was_ready and not ready:
             self.lender.counts.reused -= 1
             self.lender.counts.connections_lost += 1
-        if not ready:
-            self.terminate()
-            self._connect()
-            self.raw, self.touched = self.of_driver, Touched.NOTHING
-            self.in_doubt = self.interrupted = self.is_lost = False
-            self.ended_because = ""
-            self._settle_in(loop)
-            self._lent(self.raw)
-        self.touched |= self.lender.untouched
-        self.note_who_waited()
-        if self.lender.options.setup is not None and not (ready and self.lender.pinned):
-            await_only(self.lender.set_up(self))
-        return self.dbapi_connection
+        return ready
 
     def _connect(self) -> None:
         """Have SQLAlchemy open a connection, and prepare it."""
@@ -210,6 +246,8 @@ class PoolEntry(_ConnectionRecord):
         self.raw = None  # that of a connection before
         try:
             self._open()
+        except TooManyConnections:
+            raise  # it is counted when nothing has come back, either
         except BaseException:
             counts.connections_errors += 1
             counts.requests_errors += 1

@@ -227,6 +227,7 @@ class Lending(Generic[E]):
         ask: Callable[[E], None],
         evict: Callable[[E], None],
         sweep: Callable[[], None],
+        may_open: Callable[[], bool],
     ) -> None:
         """Say what may be lent.
 
@@ -237,11 +238,12 @@ class Lending(Generic[E]):
             ask: Has the home of an idle connection let go of it (see `hand_over`), as soon as that loop runs.
             evict: Ends an idle connection whose home did not do so in time.
             sweep: Takes back what is lost; called when somebody begins to wait, and now and then.
+            may_open: Whether it is time to open one; asked again and again while somebody waits.
         """
         self.limit, self.open = limit, 0
         self.held: dict[E, LoopRef] = {}
         self._movable, self._sticky, self._ask, self._evict = movable, sticky, ask, evict
-        self._sweep = sweep
+        self._sweep, self._may_open = sweep, may_open
         self._idle: list[E] = []  # the one used last is last
         self.retired = False
         self._tickets = itertools.count()
@@ -304,16 +306,31 @@ class Lending(Generic[E]):
             self.open += 1
             return Slot.OPEN
 
-    async def wait(self, loop: asyncio.AbstractEventLoop, timeout: float) -> E | Slot | None:
+    def ticket(self) -> int:
+        """Give a number for `wait`: the lower is served first."""
+        return next(self._tickets)
+
+    async def wait(
+        self, loop: asyncio.AbstractEventLoop, timeout: float, ticket: int, *, again: bool = False
+    ) -> E | Slot | None:
         """Wait in the queue, in the running loop `loop`; None if the time is over.
 
         A caller that is cancelled, times out or whose loop ends gives back what it was about to get.
+
+        Args:
+            loop: The running one.
+            timeout: Seconds.
+            ticket: Its number.
+            again: Whether others may have come since it was given that.
         """
         now = time.monotonic()
         line = self._line(loop, timeout, now)
-        waiter = _Waiter(loop, line, next(self._tickets), now, timeout)
+        waiter = _Waiter(loop, line, ticket, now, timeout)
         try:
-            line.waiters.append(waiter)
+            if again:
+                self._post(waiter)
+            else:
+                line.waiters.append(waiter)
             # Who puts back looks at the queue afterwards, as this looks at what is there: one sees the other.
             if self._idle or self.open < self.limit or self._inbox:
                 self._post(Slot.NUDGE)
@@ -351,7 +368,7 @@ class Lending(Generic[E]):
             self._sweep()
 
     def _tick(self, loop: asyncio.AbstractEventLoop, line: _Line) -> None:
-        if not line.waiters:
+        if not line.waiters and not self._inbox:  # nor is anybody on the way into it
             self._forget(id(loop), line)
             return
         self._look_after(loop, line)
@@ -622,7 +639,7 @@ class Lending(Generic[E]):
             if self._pick(chosen):
                 self.held[chosen] = weakref.ref(loop)
                 return chosen
-        if self.open < self.limit:
+        if self.open < self.limit and self._may_open():
             self.open += 1
             return Slot.OPEN
         return None

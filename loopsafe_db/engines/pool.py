@@ -30,7 +30,7 @@ from loopsafe_db._runtime.tasks import may_be_left, stuck_on
 from loopsafe_db._runtime.transport import nowhere
 from loopsafe_db.drivers.base import ConnectionState
 from loopsafe_db.drivers.session_state import Touched
-from loopsafe_db.drivers.url import describe_target
+from loopsafe_db.drivers.url import connect_timeout, describe_target
 from loopsafe_db.engines.connecting import Outage
 from loopsafe_db.engines.entry import NOT_USED, PoolEntry, Proxy, user_side
 from loopsafe_db.engines.first_connection import FirstConnection
@@ -47,6 +47,7 @@ from loopsafe_db.errors import (
     ConnectTimeout,
     ForeignLoopError,
     InvalidSettingError,
+    TooManyConnections,
     TooManyRequests,
     TransactionError,
 )
@@ -239,6 +240,7 @@ class ConnectionPool:
         self._observer, self.tell_use = Observer(self, (), no_listeners), None
         leave_out(driver.traits.name)
         self.patience, self._pause = options.pool.idle_timeout or math.inf, options.pool.pause
+        self.outage: Outage = Outage()
         self.lending: Lending[PoolEntry] = Lending(
             options.pool.max_connections,
             movable=scope.movable,
@@ -246,10 +248,10 @@ class ConnectionPool:
             ask=self._ask,
             evict=self._make_room,
             sweep=self._sweep,
+            may_open=self.outage.may_open,
         )
         self.returning: Returning = Returning(self)
         self.first: FirstConnection = FirstConnection()
-        self.outage: Outage = Outage()
         self.only_one = False
         wanted = options.query.get("target_session_attrs")
         self._wants_primary = wanted in ("read-write", "primary")
@@ -314,13 +316,16 @@ class ConnectionPool:
         """
         began, counts, queued = time.monotonic(), self.counts, self.lending.queued
         seconds = self.options.timeouts.acquire if timeout is None else timeout
+        if self.outage.is_full and not self._has_open:
+            seconds = min(seconds, connect_timeout(self.options))
         try:
             most = self.options.pool.max_waiting
             if most and queued >= most and (waiting := self.lending.waiting) >= most:
                 raise TooManyRequests(waiting, self.lending.limit)
             counts.requests_queued += 1
             counts.queue_peak = max(counts.queue_peak, queued + 1)
-            entry = self._entry(await self.lending.wait(loop, seconds))
+            ticket = self.lending.ticket()
+            entry = self._entry(await self.lending.wait(loop, seconds, ticket))
             if entry is None and (refused := self.outage.refused) is not None:
                 raise copy.copy(refused) from refused.__cause__
             if entry is None:
@@ -333,7 +338,66 @@ class ConnectionPool:
         finally:
             counts.requests_wait_ms += (time.monotonic() - began) * 1000
         entry.note_wait(waited=time.monotonic() - began)
+        entry.ticket = ticket
         return entry
+
+    async def wait_for_room(
+        self, entry: PoolEntry, refused: TooManyConnections, since: float, ticket: int | None
+    ) -> int:
+        """Have a caller whom a full server has refused wait for a connection that comes back, or its turn to try.
+
+        It waits as others do, without a place, where it would stand had it waited from the first. What comes back goes
+        into `entry`, which SQLAlchemy knows already.
+
+        Args:
+            entry: Its place.
+            refused: What the server has said.
+            since: When it came, on the monotonic clock.
+            ticket: Its number in the queue, if it has one.
+
+        Returns:
+            Its number in the queue.
+
+        Raises:
+            TooManyConnections: Its time is over.
+        """
+        lending, loop, began = self.lending, asyncio.get_running_loop(), time.monotonic()
+        number = lending.ticket() if ticket is None else ticket
+        try:
+            if entry.is_spare:
+                await self.outage.turn(since + connect_timeout(self.options))
+                return number
+            if lending.held.pop(entry, None) is not None:
+                lending.free()
+            left = since + self._patience_if_full() - began
+            item = await lending.wait(loop, left, number, again=True) if left > 0 else None
+            if item is None:
+                raise copy.copy(refused) from refused.__cause__
+        except TooManyConnections:
+            self.counts.connections_errors += 1
+            self.counts.requests_errors += 1
+            raise
+        finally:
+            self.counts.requests_queued += ticket is None
+            self.counts.requests_wait_ms += (time.monotonic() - began) * 1000
+        if isinstance(item, Slot):
+            lending.hold(entry)
+        else:
+            entry.take_over(item)
+            lending.held[entry] = lending.held[item]
+            del lending.held[item]
+        entry.note_wait(waited=time.monotonic() - began)
+        return number
+
+    def _patience_if_full(self) -> float:
+        """Give the seconds that a caller waits while the server is full: there may be nothing that could come back."""
+        seconds = connect_timeout(self.options)
+        return max(seconds, self.options.timeouts.acquire) if self._has_open else seconds
+
+    @property
+    def _has_open(self) -> bool:
+        """Whether there is a connection, idle or in use."""
+        return self.lending.idle > 0 or any(entry.is_open for entry in list(self.lending.held))
 
     def _exhausted(self, seconds: float) -> AcquireTimeout:
         held, task = list(self.lending.held), asyncio.current_task()
@@ -428,11 +492,13 @@ class ConnectionPool:
         entry = self._entry(self.lending.take_place(self._least))
         if entry is None:
             return
+        entry.is_spare = True
         try:
             await greenlet_spawn(entry.get_connection)
         except BaseException as error:
             entry._checkin_failed(error, _fairy_was_created=False)  # noqa: SLF001
             raise
+        entry.is_spare = False
         await self.returning.release(entry)
 
     def keep_least(self) -> None:

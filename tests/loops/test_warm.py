@@ -222,7 +222,7 @@ def test_what_is_lent_again_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatc
     closed, living = asyncio.new_event_loop(), asyncio.new_event_loop()
     closed.close()
     entries: Lending[Any] = Lending(
-        2, movable=True, sticky=True, ask=print, evict=print, sweep=print
+        2, movable=True, sticky=True, ask=print, evict=print, sweep=print, may_open=bool
     )
     kept, again = object(), object()
     entries.held = dict.fromkeys((kept, again), weakref.ref(closed))
