@@ -42,6 +42,7 @@ from loopsafe_db.errors import (
     UnsupportedError,
 )
 from loopsafe_db.failures import drivers_own
+from loopsafe_db.options import call_limit
 from loopsafe_db.queries import compile_text, explain
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 from loopsafe_db.streams import BATCH, ClauseCursor, Rows, RowStream
@@ -923,7 +924,7 @@ class Connection:
         return within(self._limit(None), operation)
 
     def _limit(self, timeout: float | None) -> float | None:
-        return self._pool.options.timeouts.statement if timeout is None else timeout
+        return self._pool.options.timeouts.statement if timeout is None else call_limit(timeout)
 
     def run(
         self, operation: Callable[[Any], Awaitable[T]], *, begins: bool = False

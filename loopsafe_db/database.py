@@ -24,7 +24,7 @@ from loopsafe_db.errors import (
     NotUndoableError,
 )
 from loopsafe_db.listening import listen
-from loopsafe_db.options import SECONDS, PoolLimits
+from loopsafe_db.options import SECONDS, PoolLimits, call_limit
 from loopsafe_db.queries import CompiledText, compile_text
 from loopsafe_db.retry import Attempts
 from loopsafe_db.sessions import SessionMaker
@@ -74,7 +74,7 @@ class Database:
     A call joins the transaction that its asyncio task has open, or was started inside of; otherwise it uses a
     connection of its own.
     A query is text with ``:name`` parameters, or any SQLAlchemy Core clause. `timeout` is in seconds, None
-    takes ``timeouts.statement``.
+    takes ``timeouts.statement``; what is no number, or less than 0, is an `InvalidSettingError`.
     """
 
     def __init__(
@@ -404,7 +404,7 @@ class Database:
             InvalidSettingError: The time is not more than 0 seconds.
         """
         if timeout is not None:
-            SECONDS.read("timeout", timeout, InvalidSettingError)
+            SECONDS.check("timeout", timeout)
         pool = self._pool()
         return connections.joined(pool) or connections.Connection(pool, timeout)
 
@@ -699,8 +699,7 @@ async def _alone(
     timeout: float | None,
 ) -> T:
     """Run a statement on a connection of its own: acquired, used and given back without a `Connection`."""
-    if timeout is None:
-        timeout = pool.options.timeouts.statement
+    timeout = pool.options.timeouts.statement if timeout is None else call_limit(timeout)
     loop = running_loop("a query")
     entry = pool.acquire_nowait(loop) or await pool.acquire(loop)
     if statement.touches:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -44,10 +45,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("connect", "acquire", "statement"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidSettingError(
-                    f"timeout {name} must be more than 0 seconds, not {value!r}"
-                )
+            if value is not None:
+                SECONDS.check(f"timeout {name}", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +73,16 @@ class PoolLimits:
     max_waiting: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_connections < 1:
-            raise InvalidSettingError(
-                f"max_connections must be at least 1, not {self.max_connections!r}"
-            )
-        if not 0 <= self.min_connections <= self.max_connections:
+        POSITIVE.check("max_connections", self.max_connections)
+        WHOLE.check("max_waiting", self.max_waiting)
+        if WHOLE.check("min_connections", self.min_connections) > self.max_connections:
             raise InvalidSettingError(
                 f"min_connections must be from 0 to max_connections, {self.max_connections!r}, "
                 f"not {self.min_connections!r}"
             )
-        if self.max_waiting < 0:
-            raise InvalidSettingError(f"max_waiting must be 0 or more, not {self.max_waiting!r}")
         for name in ("idle_timeout", "recycle"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidSettingError(f"{name} must be more than 0 seconds, not {value!r}")
+            if (value := getattr(self, name)) is not None:
+                SECONDS.check(name, value)
 
     @property
     def pause(self) -> float | None:
@@ -131,7 +125,7 @@ class JsonText:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """What a number may be that is given as a number or as text.
+    """What a number may be, given as a number, or as text in a URL.
 
     Attributes:
         words: The same for the reader of an error.
@@ -153,6 +147,20 @@ class Number:
             raise error(f"{name} must be {self.words}, not {given!r}")
         return number
 
+    def check(self, name: str, given: Any) -> Any:
+        """Give back what a program has given, for which a text is no number.
+
+        Raises:
+            InvalidSettingError: It is no such number.
+        """
+        kind: Any = Integral if self.kind is int else Real
+        if not isinstance(given, kind) or isinstance(given, bool):
+            what = f"{given!r} ({type(given).__name__})"
+            raise InvalidSettingError(f"{name} must be {self.words}, not {what}")
+        if not given >= self.least:
+            raise InvalidSettingError(f"{name} must be {self.words}, not {given!r}")
+        return given
+
 
 WHOLE = Number("a whole number, 0 or more", int, 0)
 POSITIVE = Number("a whole number, 1 or more", int, 1)
@@ -167,6 +175,13 @@ HANDLE_NAMES = {
     "max_inactive_connection_lifetime": SECONDS_OR_0,
     "max_lifetime": SECONDS_OR_0,
     "command_timeout": SECONDS,
+}
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "pool": (PoolLimits, "PoolLimits(max_connections=5)"),
+    "timeouts": (Timeouts, "Timeouts(statement=5)"),
+    "server_settings": (Mapping, '{"search_path": "mine"}'),
+    "application_name": (str, '"worker {pid}"'),
+    **dict.fromkeys(("password", "init", "setup"), (Callable, "a_function")),
 }
 # Keywords for the driver, which knows the same names in the URL's query: so each means one thing.
 DRIVER_NAMES = (
@@ -324,7 +339,7 @@ class DatabaseOptions:
         for name in ("slow_query", "slow_acquire"):
             value = getattr(self, name)
             if value is not None:
-                SECONDS_OR_0.read(name, value, InvalidSettingError)
+                SECONDS_OR_0.check(name, value)
         if not isinstance(self.json_serializer, (JsonText, NoneType)):
             object.__setattr__(self, "json_serializer", JsonText(self.json_serializer))
         if self.pgbouncer == "session":  # who has a connection has a server, in use or not
@@ -365,8 +380,8 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
     Raises:
         ConfigurationError: One cannot be.
     """
-    refuse_other(keywords, "pool", PoolLimits, "PoolLimits(max_connections=5)")
-    refuse_other(keywords, "timeouts", Timeouts, "Timeouts(statement=5)")
+    for name, (kind, example) in _KINDS.items():
+        refuse_other(keywords, name, kind, example)
     said: dict[str, Any] = {}
     for name, number in HANDLE_NAMES.items():
         if name in url.query:
@@ -386,13 +401,24 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
     return pool, replace(timeouts, statement=said.get("command_timeout", timeouts.statement))
 
 
-def refuse_other(keywords: Mapping[str, Any], name: str, kind: type, example: str) -> None:
+def call_limit(timeout: float) -> float:
+    """Give back the seconds that a call was given.
+
+    Raises:
+        InvalidSettingError: They are less than 0, or no number.
+    """
+    if type(timeout) is float and timeout >= 0:
+        return timeout
+    return SECONDS_OR_0.check("timeout", timeout)  # type: ignore[no-any-return]
+
+
+def refuse_other(keywords: Mapping[str, Any], name: str, kind: Any, example: str) -> None:
     """Refuse what is not of that kind.
 
     Raises:
         InvalidSettingError: It is not.
     """
-    if not isinstance(keywords.get(name, kind()), kind):
+    if name in keywords and not isinstance(keywords[name], kind):
         raise InvalidSettingError(
             f"{name} takes {name}={example}, not {type(keywords[name]).__name__}"
         )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import math
 import pickle
 import re
 import sys
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
-from loopsafe_db import Database, LoopKey, configure, errors, get_database
+from loopsafe_db import Database, LoopKey, PoolLimits, Timeouts, configure, errors, get_database
 from loopsafe_db.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -26,9 +30,12 @@ from loopsafe_db.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from sqlalchemy import URL
+
+    from loopsafe_db import Connection
 
 SAMPLES: dict[str, object] = {
     "what": "it",
@@ -54,6 +61,7 @@ SAMPLES: dict[str, object] = {
     "timeout": 1.5,
     "text": "a text",
 }
+AT: Any = partial(Database, "postgresql://h/x")
 TREE = [
     found
     for _, found in inspect.getmembers(errors, inspect.isclass)
@@ -147,6 +155,82 @@ def test_what_cannot_be_in_the_environment_names_the_variable(
         get_database("mine")
     assert told in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "told"),
+    [
+        (
+            Timeouts,
+            {"statement": "3"},
+            "timeout statement must be more than 0 seconds, not '3' (str)",
+        ),
+        (Timeouts, {"connect": -1}, "timeout connect must be more than 0 seconds, not -1"),
+        (Timeouts, {"acquire": math.nan}, "timeout acquire must be more than 0 seconds, not nan"),
+        (PoolLimits, {"max_connections": "5"}, "must be a whole number, 1 or more, not '5' (str)"),
+        (
+            PoolLimits,
+            {"max_connections": 2.5},
+            "must be a whole number, 1 or more, not 2.5 (float)",
+        ),
+        (
+            PoolLimits,
+            {"max_connections": True},
+            "must be a whole number, 1 or more, not True (bool)",
+        ),
+        (PoolLimits, {"idle_timeout": "3"}, "must be more than 0 seconds, not '3' (str)"),
+        (PoolLimits, {"max_waiting": -1}, "must be a whole number, 0 or more, not -1"),
+        (PoolLimits, {"min_connections": None}, "must be a whole number, 0 or more, not None"),
+        (AT, {"slow_query": "1"}, "must be seconds, 0 or more, not '1' (str)"),
+        (AT, {"slow_acquire": -1}, "must be seconds, 0 or more, not -1"),
+        (AT, {"server_settings": "x"}, 'takes server_settings={"search_path": "mine"}, not str'),
+        (AT, {"application_name": 5}, 'takes application_name="worker {pid}", not int'),
+        (AT, {"password": "hunter2"}, "takes password=a_function, not str"),
+        (AT, {"init": 5}, "takes init=a_function, not int"),
+        (AT().connection, {"timeout": "5"}, "must be more than 0 seconds, not '5' (str)"),
+    ],
+)
+def test_an_option_of_another_kind_is_named_with_what_it_takes(
+    make: Callable[..., object], given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidSettingError) as caught:
+        make(**given)
+    assert str(caught.value).startswith("[LDB205] ")
+    assert told in str(caught.value)
+    assert next(iter(given)) in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [Fraction(7, 2), 5, math.inf])
+def test_every_number_is_one(number: Any) -> None:
+    assert Timeouts(statement=number).statement == number
+    assert PoolLimits(idle_timeout=number).idle_timeout == number
+
+
+async def by_text(database: Database | Connection, limit: Any) -> None:
+    await database.fetch_val("SELECT 1", timeout=limit)
+
+
+async def by_clause(database: Database | Connection, limit: Any) -> None:
+    await database.fetch_all(sa.select(sa.literal(1)), timeout=limit)
+
+
+async def by_many(database: Database | Connection, limit: Any) -> None:
+    await database.execute_many("SELECT CAST(:a AS int)", [{"a": 1}, {"a": 2}], timeout=limit)
+
+
+@pytest.mark.parametrize("ask", [by_text, by_clause, by_many])
+@pytest.mark.parametrize("wrong", ["5", -1, -0.5, True, math.nan, b"x"])
+async def test_a_limit_that_is_no_number_is_refused_before_anything_is_asked(
+    database: Database, ask: Callable[[Database | Connection, Any], Awaitable[None]], wrong: Any
+) -> None:
+    with pytest.raises(InvalidSettingError, match="timeout must be seconds, 0 or more, not"):
+        await ask(database, wrong)
+    async with database.connection() as connection:
+        with pytest.raises(InvalidSettingError, match="timeout must be seconds, 0 or more, not"):
+            await ask(connection, wrong)
+        await ask(connection, 60)
+    await ask(database, 60.0)
 
 
 @pytest.mark.parametrize("name", ["LOOPSAFE_DB_URL", "DATABASE_URL"])
