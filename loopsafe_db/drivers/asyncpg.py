@@ -9,6 +9,7 @@ import ssl
 import sys
 import types
 import weakref
+from collections.abc import AsyncIterable
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
@@ -745,6 +746,25 @@ class AsyncpgCopy:
             await self._next()
 
 
+def _noting(rows: Iterable[Any], late: list[TimeoutError]) -> Iterator[Any]:
+    """Give rows; note what is late in making them."""
+    try:
+        yield from rows
+    except TimeoutError as error:
+        late.append(error)
+        raise
+
+
+async def _noting_async(rows: AsyncIterable[Any], late: list[TimeoutError]) -> AsyncIterator[Any]:
+    """Give rows; note what is late in making them."""
+    try:
+        async for row in rows:
+            yield row
+    except TimeoutError as error:
+        late.append(error)
+        raise
+
+
 class AsyncpgDriver:
     """The fast path: asyncpg's own calls and its cache of prepared statements."""
 
@@ -863,9 +883,20 @@ class AsyncpgDriver:
         columns: Sequence[str] | None,
         rows: Any,
     ) -> int:
-        answer = await raw.copy_records_to_table(
-            table, schema_name=schema, columns=columns, records=rows
+        late: list[TimeoutError] = []
+        noted = (
+            _noting_async(rows, late) if isinstance(rows, AsyncIterable) else _noting(rows, late)
         )
+        try:
+            answer = await raw.copy_records_to_table(
+                table, schema_name=schema, columns=columns, records=noted
+            )
+        except (
+            asyncpg.QueryCanceledError
+        ):  # asyncpg takes what is late in the rows for its own time limit
+            if late:
+                raise late[0] from None
+            raise
         return _affected(answer) or 0
 
     async def copy_out(self, raw: GuardedConnection, query: str, options: str) -> AsyncpgCopy:

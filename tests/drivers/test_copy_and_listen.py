@@ -24,7 +24,7 @@ from loopsafe_db.testing.children import call_in_child
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 IN_TIME = 20  # seconds, of a machine that is busy
 MANY = 3000
@@ -71,6 +71,21 @@ async def test_what_fails_half_way_copies_nothing(db: Database) -> None:
         await db.copy_records_to("no such table", [(1, "x")])
 
     assert await count(db) == 0
+
+
+async def test_a_time_limit_in_the_rows_of_a_copy_is_told_as_it_is(db: Database) -> None:
+    async def late() -> AsyncIterator[tuple[int, str]]:
+        yield 1, "x"
+        raise TimeoutError("in the rows")
+
+    def late_too() -> Iterator[tuple[int, str]]:
+        yield 1, "x"
+        raise TimeoutError("in the rows")
+
+    for rows in (late(), late_too()):
+        with pytest.raises(TimeoutError, match="in the rows"):
+            await db.copy_records_to("a table", rows)
+        assert await count(db) == 0
 
 
 async def test_a_copy_takes_part_in_a_transaction(db: Database) -> None:
