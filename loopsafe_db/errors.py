@@ -592,7 +592,7 @@ class TooManyConnections(ConnectError):
     code = "LDB413"
     hint = (
         "max_size (LOOPSAFE_DB_MAX_CONNECTIONS) times the number of processes has to be less than max_connections of "
-        "the server, and than the limit of the role; docs/how-to/debugging.md, 'Who is connected', tells who has them"
+        "the server, and than the limit of the role; pg_stat_activity tells who has them"
     )
 
 
