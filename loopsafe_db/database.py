@@ -74,7 +74,7 @@ class Database:
     A call joins the transaction that its asyncio task has open, or was started inside of; otherwise it uses a
     connection of its own.
     A query is text with ``:name`` parameters, or any SQLAlchemy Core clause. `timeout` is in seconds, None
-    takes ``timeouts.statement``; what is no number, or less than 0, is an `InvalidSettingError`.
+    takes ``timeouts.statement``; what is no number is an `InvalidSettingError`.
     """
 
     def __init__(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loopsafe_db.url import DatabaseURL
 
 _SESSION_IDLE, _SESSION_LIFE = 0.5, 1.0  # seconds, behind a PgBouncer in session mode
+_LONGEST = 2 * 86400.0  # a wait for longer than a day overflows some clocks
 _LEAST_LIFE = 1.0  # seconds that are looked after while nobody uses a connection
 
 
@@ -89,7 +90,7 @@ class PoolLimits:
         """Seconds from one look for idle connections that are to be closed to the next; None: there will be none."""
         lives = [] if self.recycle is None else [max(self.recycle, _LEAST_LIFE)]
         lives += [] if self.idle_timeout is None else [self.idle_timeout]
-        return min(lives) / 2 if lives else None
+        return min(*lives, _LONGEST) / 2 if lives else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ WHOLE = Number("a whole number, 0 or more", int, 0)
 POSITIVE = Number("a whole number, 1 or more", int, 1)
 SECONDS = Number("more than 0 seconds", float, math.ulp(0.0))
 SECONDS_OR_0 = Number("seconds, 0 or more", float, 0)
+SECONDS_OF_CALL = Number("a number of seconds", float, -math.inf)
 
 # What other pools call what the handle itself sees to; by keyword or in the URL's query, with any driver.
 HANDLE_NAMES = {
@@ -402,14 +404,15 @@ def limits(url: DatabaseURL, keywords: Mapping[str, Any]) -> tuple[PoolLimits, T
 
 
 def call_limit(timeout: float) -> float:
-    """Give back the seconds that a call was given.
+    """Give the seconds that a call was given; less than 0 is 0, as what is left of a time that is over.
 
     Raises:
-        InvalidSettingError: They are less than 0, or no number.
+        InvalidSettingError: They are no number.
     """
     if type(timeout) is float and timeout >= 0:
         return timeout
-    return SECONDS_OR_0.check("timeout", timeout)  # type: ignore[no-any-return]
+    left: float = SECONDS_OF_CALL.check("timeout", timeout)
+    return max(0.0, left)
 
 
 def refuse_other(keywords: Mapping[str, Any], name: str, kind: Any, example: str) -> None:

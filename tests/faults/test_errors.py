@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 import sys
+import threading
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from loopsafe_db.errors import (
     LoopsafeError,
     MissingDriverError,
     MissingURLError,
+    StatementTimeout,
     UnknownDriverError,
 )
 
@@ -207,6 +209,18 @@ def test_every_number_is_one(number: Any) -> None:
     assert PoolLimits(idle_timeout=number).idle_timeout == number
 
 
+@pytest.mark.parametrize("seconds", [math.inf, 1e12])
+def test_who_never_tires_of_idle_connections_has_them(postgres_url: str, seconds: float) -> None:
+    limits = PoolLimits(idle_timeout=seconds, recycle=seconds)
+    database = Database(postgres_url, pool=limits, timeouts=Timeouts(seconds, seconds, seconds))
+    for _ in range(2):
+        asyncio.run(database.fetch_val("SELECT 1", timeout=seconds))
+    assert database.stats().opened == 1
+    for each in [each for each in threading.enumerate() if each.name == "loopsafe_db reaper"]:
+        each.join(0.2)
+        assert each.is_alive()
+
+
 async def by_text(database: Database | Connection, limit: Any) -> None:
     await database.fetch_val("SELECT 1", timeout=limit)
 
@@ -220,14 +234,27 @@ async def by_many(database: Database | Connection, limit: Any) -> None:
 
 
 @pytest.mark.parametrize("ask", [by_text, by_clause, by_many])
-@pytest.mark.parametrize("wrong", ["5", -1, -0.5, True, math.nan, b"x"])
+@pytest.mark.parametrize("left", [-1, -0.5, -math.inf])
+async def test_a_limit_that_is_over_already_is_a_time_out(
+    database: Database, ask: Callable[[Database | Connection, Any], Awaitable[None]], left: float
+) -> None:
+    with pytest.raises(StatementTimeout, match="within 0 s"):
+        await ask(database, left)
+    async with database.connection() as connection:
+        with pytest.raises(StatementTimeout, match="within 0 s"):
+            await ask(connection, left)
+    await ask(database, 60)
+
+
+@pytest.mark.parametrize("ask", [by_text, by_clause, by_many])
+@pytest.mark.parametrize("wrong", ["5", True, math.nan, b"x"])
 async def test_a_limit_that_is_no_number_is_refused_before_anything_is_asked(
     database: Database, ask: Callable[[Database | Connection, Any], Awaitable[None]], wrong: Any
 ) -> None:
-    with pytest.raises(InvalidSettingError, match="timeout must be seconds, 0 or more, not"):
+    with pytest.raises(InvalidSettingError, match="timeout must be a number of seconds, not"):
         await ask(database, wrong)
     async with database.connection() as connection:
-        with pytest.raises(InvalidSettingError, match="timeout must be seconds, 0 or more, not"):
+        with pytest.raises(InvalidSettingError, match="timeout must be a number of seconds, not"):
             await ask(connection, wrong)
         await ask(connection, 60)
     await ask(database, 60.0)
