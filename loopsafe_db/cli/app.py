@@ -18,7 +18,7 @@ from rich.table import Table
 
 from loopsafe_db.cli.conductor_api import Conductor, ConductorUnavailable
 from loopsafe_db.cli.conductor_checks import check_conductor
-from loopsafe_db.cli.database_checks import answers, check_database, find_database
+from loopsafe_db.cli.database_checks import check_database, find_database, what_fails
 from loopsafe_db.cli.scan import scan
 from loopsafe_db.cli.workflow_view import WorkflowView, draw, draw_page, view
 from loopsafe_db.errors import ConfigurationError, MissingURLError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FOUND, WRONG_USE = 1, 2
 _SECONDS = 0.5
+_LEAST = 1.0  # seconds for one look, though the time is over
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 _NOW: _Columns = {
@@ -120,11 +121,11 @@ def wait(
     seconds: Annotated[float, typer.Option("--for", help="Seconds, at most.")] = 60.0,
 ) -> None:
     """Wait until the database and Conductor can work, not only until they listen."""
-    missing: dict[str, Callable[[], bool]] = {}
+    missing: dict[str, Callable[[float], str | None]] = {}
     if _is_there(database):
-        missing["database"] = lambda: asyncio.run(answers(database))
+        missing["database"] = lambda left: asyncio.run(what_fails(database, left))
     if conductor:
-        missing["Conductor"] = lambda: _answers(Conductor(conductor))
+        missing["Conductor"] = lambda _: _what_fails(Conductor(conductor))
     if not missing:
         _refuse("nothing to wait for: give --database or --conductor, or set LOOPSAFE_DB_URL")
     until = time.monotonic() + seconds
@@ -133,9 +134,12 @@ def wait(
         bar = progress.add_task("", total=None)
         while missing:
             progress.update(bar, description=" and ".join(missing))
-            missing = {name: ready for name, ready in missing.items() if not ready()}
+            left = max(until - time.monotonic(), _LEAST)
+            reasons = {name: why for name, ask in missing.items() if (why := ask(left)) is not None}
+            missing = {name: missing[name] for name in reasons}
             if missing and time.monotonic() > until:
-                _complain(f"{' and '.join(missing)} did not answer within {seconds:g} s")
+                for name, why in reasons.items():
+                    _complain(f"{name} did not answer within {seconds:g} s: {why}")
                 raise typer.Exit(FOUND)
             time.sleep(_SECONDS if missing else 0)
 
@@ -216,12 +220,12 @@ def _view(url: str | None, workflow_id: str, version: str | None) -> WorkflowVie
         _refuse(str(error))
 
 
-def _answers(conductor: Conductor) -> bool:
+def _what_fails(conductor: Conductor) -> str | None:
     try:
         conductor.task_definitions()
-    except ConductorUnavailable:
-        return False
-    return True
+    except ConductorUnavailable as error:
+        return str(error)
+    return None
 
 
 def _tell(found: Sequence[Finding], *, as_json: bool) -> None:

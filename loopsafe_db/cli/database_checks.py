@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from typing import TYPE_CHECKING
 
 from loopsafe_db.cli.findings import Finding
@@ -11,6 +11,7 @@ from loopsafe_db.default import get_database
 from loopsafe_db.drivers.libpq import APPLICATION
 from loopsafe_db.drivers.url import describe_target
 from loopsafe_db.errors import LoopsafeError
+from loopsafe_db.options import Timeouts
 from loopsafe_db.settings import application_name, fleet_budget, pgbouncer
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ JOIN pg_stat_activity AS blocker ON blocker.pid = ANY(pg_blocking_pids(blocked.p
 WHERE now() - blocked.query_start > make_interval(secs => :seconds) AND 0 = ALL(pg_blocking_pids(blocker.pid))
 ORDER BY seconds DESC LIMIT 10
 """  # by the first of a queue: to end one that waits itself helps nobody; 0 is a prepared transaction, no session
+_USUAL = Timeouts()
+_TO_CONNECT = 0.8  # of the time to wait: so there is some left in which to say why
 _MOST = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
 
@@ -174,19 +177,23 @@ async def _other(database: Database, _idle_seconds: float) -> AsyncIterator[Find
     )
 
 
-def find_database(url: str | None) -> Database:
-    """Give the handle of a URL; without one that of the environment.
+def find_database(url: str | None, timeouts: Timeouts = _USUAL) -> Database:
+    """Give the handle of a URL; without one that of the environment, which has time-outs of its own.
 
     Raises:
         ConfigurationError: The URL, or the environment, has what cannot be.
     """
-    return get_database() if url is None else Database(url, pgbouncer=pgbouncer())
+    return (
+        get_database() if url is None else Database(url, pgbouncer=pgbouncer(), timeouts=timeouts)
+    )
 
 
-async def answers(url: str | None) -> bool:
-    """Whether a database can be used now."""
-    with contextlib.suppress(LoopsafeError, OSError):
-        async with find_database(url) as database:
+async def what_fails(url: str | None, seconds: float) -> str | None:
+    """Say in so many seconds why a database cannot be used now; None if it can."""
+    database = find_database(url, Timeouts(connect=seconds * _TO_CONNECT))
+    try:
+        async with asyncio.timeout(seconds), database:
             await database.fetch_val("SELECT 1")
-            return True
-    return False
+    except (LoopsafeError, OSError) as error:  # also TimeoutError
+        return str(error) or f"it took more than {seconds:.1f} s"
+    return None

@@ -355,6 +355,16 @@ def test_wait_ends_when_both_answer_and_when_the_time_is_over(
     assert "Conductor did not answer within 0 s" in " ".join(late.stderr.split())
 
 
+def test_wait_says_why_in_its_time(postgres_url: str) -> None:
+    wrong = make_url(postgres_url).set(password="no")
+    refused = wrong.set(port=9)
+
+    for url, reason in ((wrong, "LDB402"), (refused, "LDB401")):
+        late = invoke("wait", "--database", url.render_as_string(hide_password=False), "--for", "1")
+        assert late.exit_code == 1
+        assert f"database did not answer within 1 s: [{reason}]" in " ".join(late.stderr.split())
+
+
 @pytest.fixture
 def conductor() -> Iterator[ConductorClient]:
     """A stand-in with a workflow of one step, whose worker dies in silence."""
