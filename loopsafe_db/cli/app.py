@@ -270,8 +270,8 @@ def _processes(folder: Path) -> Group | str:
         holders.add_column(column, overflow="fold")
     held = [(holder, each) for each in reports for holder in each.stats.holders]
     for holder, each in sorted(held, key=lambda pair: -pair[0].seconds):
-        cells = (each.worker_id, holder.task, f"{holder.seconds:.1f} s", holder.place)
-        holders.add_row(*map(escape, cells))
+        cells = (_name(each), holder.task, f"{holder.seconds:.1f} s", holder.place)
+        holders.add_row(*map(escape, cells), style=_style(each))
     return Group(now, done, holders)
 
 
@@ -280,9 +280,18 @@ def _figures(title: str, columns: _Columns, reports: Sequence[ProcessReport]) ->
     for column in ("worker", *columns):
         table.add_column(column, overflow="fold")
     for each in reports:
-        cells = (each.worker_id, *(str(figure(each)) for figure in columns.values()))
-        table.add_row(*map(escape, cells), style="dim" if each.ended else None)
+        cells = (_name(each), *(str(figure(each)) for figure in columns.values()))
+        table.add_row(*map(escape, cells), style=_style(each))
     return table
+
+
+def _name(report: ProcessReport) -> str:
+    silent = f" (silent for {report.silent_for:.0f} s)" if report.silent_for else ""
+    return report.worker_id + silent
+
+
+def _style(report: ProcessReport) -> str | None:
+    return "dim" if report.ended else "red" if report.silent_for else None
 
 
 def _complain(text: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 1.0
 """From one report of a process to the next."""
+_LATE = 10 * REPORT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ProcessReport:
         jobs: How many it does now.
         loops_alive: Event loops that hold a database now.
         ended: Whether this is the last one: the process has ended in good order.
+        told_at: When it said so, in seconds since 1970.
     """
 
     pid: int
@@ -44,6 +47,13 @@ class ProcessReport:
     jobs: int = 0
     loops_alive: int = 0
     ended: bool = False
+    told_at: float = 0.0
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which a process that has not ended has said nothing, beyond a report's time: it may be killed."""
+        late = 0.0 if self.ended or not self.told_at else time.time() - self.told_at
+        return late if late > _LATE else 0.0
 
     @classmethod
     def of_this_process(
@@ -60,6 +70,7 @@ class ProcessReport:
             jobs=jobs,
             loops_alive=seen.loops_alive,
             ended=ended,
+            told_at=time.time(),
         )
 
     @classmethod

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -576,6 +577,20 @@ def test_top_shows_any_process_that_reports(tmp_path: Path) -> None:
     assert (process.returncode, stderr) == (0, "")
     (last,) = read_reports(folder)
     assert (last.ended, last.stats.in_use, last.stats.waiting) == (True, 0, 0)
+
+
+def test_top_says_who_is_silent_and_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    told = ProcessReport.of_this_process("vm/7/v1", "hear", 0, ended=False)
+    for pid, ended, ago in ((1, False, 0), (2, True, 600), (3, False, 600)):
+        each = replace(told, pid=pid, worker_id=f"w{pid}", ended=ended, told_at=told.told_at - ago)
+        each.write(tmp_path)
+
+    shown = invoke("top", str(tmp_path), "--once").stdout
+
+    assert re.findall(r"w(\d) \(silent for 6\d\d s\)", shown) == ["3", "3"]
 
 
 def test_top_shows_the_processes_of_a_fleet(tmp_path: Path) -> None:
