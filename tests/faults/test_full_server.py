@@ -152,7 +152,7 @@ async def test_who_is_cancelled_takes_no_place_with_it(server: Server) -> None:
 
 async def test_who_waits_in_vain_hears_of_the_full_server(server: Server) -> None:
     await server.allow(1)
-    short = Timeouts(connect=0.3, acquire=0.3)
+    short = Timeouts(connect=2, acquire=2)
     async with pool_of(server, 10, timeouts=short) as database, database.connection() as held:
         await held.fetch_val(NOW)
         asking = (way(database) for way in (direct, block, session, engine) * 2)
@@ -166,7 +166,7 @@ async def test_where_nothing_may_come_back_nobody_waits_for_longer_than_for_a_co
     server: Server,
 ) -> None:
     await server.allow(1)
-    short = Timeouts(connect=0.3, acquire=10**6)
+    short = Timeouts(connect=2, acquire=10**6)
     async with pool_of(server, 1) as other, other.connection() as held:
         await held.fetch_val(NOW)
         database = Database(server.url, max_size=2, timeouts=short)
@@ -178,7 +178,7 @@ async def test_the_least_that_a_pool_has_to_have_is_not_made_of_one_that_it_has(
     server: Server,
 ) -> None:
     await server.allow(2)
-    short = Timeouts(connect=0.3)
+    short = Timeouts(connect=2)
     limits = PoolLimits(min_connections=3)
     database = Database(server.url, pool=limits, timeouts=short)
     with pytest.raises(TooManyConnections):
