@@ -322,10 +322,10 @@ def test_a_session_in_use_is_refused_in_another_loop(database: Database) -> None
 @pytest.mark.filterwarnings("ignore:a connection was not given back:ResourceWarning")
 @pytest.mark.parametrize("kind", ["session", "connection"])
 def test_what_is_kept_until_its_loop_is_closed_is_refused_in_the_next(
-    any_database: Database, kind: str
+    database: Database, kind: str
 ) -> None:
     async def keep() -> AsyncSession | AsyncConnection:
-        kept = any_database.session() if kind == "session" else any_database.engine.connect()
+        kept = database.session() if kind == "session" else database.engine.connect()
         if isinstance(kept, AsyncConnection):
             await kept.start()
         await kept.execute(sa.text("SELECT 1"))
@@ -337,7 +337,7 @@ def test_what_is_kept_until_its_loop_is_closed_is_refused_in_the_next(
     with pytest.raises(ForeignLoopError, match=r"LDB101.*loop \d+ of process") as caught:
         asyncio.run(use(asyncio.run(keep())))
     assert caught.value.owner != caught.value.caller
-    assert asyncio.run(any_database.fetch_val("SELECT 3")) == 3
+    assert asyncio.run(database.fetch_val("SELECT 3")) == 3
 
 
 def test_a_session_in_use_is_refused_in_a_forked_child(database: Database) -> None:
