@@ -144,6 +144,7 @@ class MovableTransport(Preceding, asyncio.Transport):
         """Tell whether anything has come in since then, on the monotonic clock, read or not yet."""
         if self._heard_at > since:
             return True
+        # `may_have_news`, without a call: each query comes by here
         return time.monotonic() - since > _NO_NEWS and is_readable(self._fd)
 
     def detach(self) -> None:

@@ -103,7 +103,6 @@ _SETTING = re.compile(
     r"|invalid command-line argument|requires a value|(certificate|private key) file \""
 )
 _TEMPORARY = re.compile(r"Connection refused|the database system is")
-_PIECES = 100  # of what is copied out, that are read at a time
 _STATES = {
     int(TransactionStatus.IDLE): ConnectionState.IDLE,
     int(TransactionStatus.INTRANS): ConnectionState.IN_TRANSACTION,
