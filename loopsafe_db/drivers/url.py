@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL
 
 from loopsafe_db.errors import InvalidSettingError, InvalidURLError
-from loopsafe_db.options import HANDLE_NAMES, SECONDS
+from loopsafe_db.options import HANDLE_NAMES, SECONDS, nearest
 from loopsafe_db.url import DatabaseURL, describe_other, hidden
 
 if TYPE_CHECKING:
@@ -129,10 +129,9 @@ def known_query(options: DatabaseOptions, known: tuple[str, ...]) -> dict[str, s
     refuse_keywords(options, known)
     query = options.query
     if unknown := sorted(query.keys() - set(known)):
-        raise InvalidURLError(
-            f"unknown in the URL's query: {', '.join(unknown)}; "
-            f"known: {', '.join((*known, *HANDLE_NAMES))}"
-        )
+        names = (*known, *HANDLE_NAMES)
+        told = [f"{name} ({nearest(name, names, {})})" for name in unknown]
+        raise InvalidURLError(f"unknown in the URL's query: {', '.join(told)}")
     return query
 
 

@@ -83,6 +83,11 @@ def _refuse_impossible(given: Mapping[str, Any]) -> None:
     for name, cure in _IMPOSSIBLE.items():
         if given.get(name) is not None:
             raise InvalidSettingError(f"create_async_engine: {name} is not possible; {cure}")
+    for name in ("echo", "echo_pool"):
+        if given.get(name) not in (None, True, False, "debug"):
+            raise InvalidSettingError(
+                f"create_async_engine: {name} must be True, False or 'debug', not {given[name]!r}"
+            )
     pool = given.get("pool")
     if pool is not None and not isinstance(pool, PoolLimits):
         raise InvalidSettingError(

@@ -190,13 +190,20 @@ async def test_a_name_of_the_table_means_the_same_with_both_drivers(url: URL, na
 
 
 def test_the_table_has_all_names_and_no_other(url: URL) -> None:
-    with pytest.raises(InvalidURLError, match=r"query: services; known: ") as caught:
+    with pytest.raises(InvalidURLError, match=r"query: services \(known: ") as caught:
         Database(url.update_query_dict({"services": "mine"}))
     text = str(caught.value).splitlines()[0]
-    known = text.partition("known: ")[2].split(", ")
+    known = text.partition("known: ")[2].rstrip(")").split(", ")
     of_psycopg = {"gssencmode"}
     alone = of_psycopg if url.drivername.endswith("asyncpg") else set()
     assert sorted(LISTED) == sorted({*known, *alone}) == sorted(CHECKS)
+
+
+def test_a_mistyped_name_is_told_what_it_may_mean(url: URL) -> None:
+    with pytest.raises(
+        InvalidURLError, match=r"aplication_name \(did you mean application_name\?\)"
+    ):
+        Database(url.update_query_dict({"aplication_name": "mine"}))
 
 
 # -- where it goes

@@ -129,6 +129,12 @@ def test_limits_of_another_type_name_the_right_form(options: Any, cure: str) -> 
         Database(URL, **options)
 
 
+@pytest.mark.parametrize("name", ["echo", "echo_pool"])
+def test_an_engine_says_what_its_echo_takes(name: str) -> None:
+    with pytest.raises(InvalidSettingError, match=rf"{name} must be True, False or 'debug'"):
+        create_async_engine(URL, **{name: "values"})
+
+
 @pytest.mark.parametrize(
     ("option", "cure"),
     [
