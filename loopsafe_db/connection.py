@@ -667,7 +667,10 @@ class Connection:
                             await self._make_way()
                         return await work()
             give_up = give_up or time.monotonic() + self._patience
-            await asyncio.sleep(STRANGER_DELAY)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(STRANGER_DELAY)
 
     @property
     def _patience(self) -> float:

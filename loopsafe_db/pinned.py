@@ -362,6 +362,12 @@ class PinnedConnection(Connection):
             give_up, self._worked_at + STRANGER_PATIENCE
         )
 
+    async def _pause(self) -> None:
+        began = time.monotonic()
+        await super()._pause()
+        if (now := time.monotonic()) - began > STRANGER_PATIENCE / 2:
+            self._worked_at = now  # the process stood still: nobody could have done anything
+
     async def _begin(self, options: TransactionOptions) -> OpenTransaction:
         opened = await super()._begin(options)
         opened.begun_at = caller()

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
-from loopsafe_db import Connection, Database
+from loopsafe_db import Connection, Database, pinned
 from loopsafe_db.errors import ConnectionLost, StatementTimeout, TransactionError
 from tests.conftest import anyio_timeout
 
@@ -130,6 +130,30 @@ async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strang
         order.append("around")
     await waiting
     assert order == ["child", "around", "stranger"]
+
+
+async def test_a_process_that_stands_still_is_no_reason_to_begin_in_the_transaction_of_a_stranger(
+    undone: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned, "STRANGER_PATIENCE", 0.2)
+    begun, waits = asyncio.Event(), time.monotonic() + 0.3
+
+    async def stranger() -> None:
+        await begun.wait()
+        async with undone.transaction():
+            await undone.execute(INSERT, {"id": 2})
+
+    waiting = asyncio.create_task(stranger())
+    with suppress(ZeroDivisionError):
+        async with undone.transaction():
+            begun.set()
+            while time.monotonic() < waits:  # the stranger has been patient already
+                await undone.fetch_val(COUNT)
+            asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError
+    await waiting
+    assert await undone.fetch_val(COUNT) == 1
 
 
 # MariaDB ends a recursion after 1,000 steps, and says so in a warning only.
