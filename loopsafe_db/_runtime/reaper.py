@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ class Reaper:
                     target=self._run, args=(self._parked,), name="loopsafe_db reaper", daemon=True
                 )
                 self._thread.start()
-                # What has ended would be kept until the next fork, and with it what it has worked for.
-                _running.difference_update([one for one in list(_running) if not one.is_alive])
                 _running.add(self)
         finally:
             self._starting.release()
@@ -86,7 +85,7 @@ class Reaper:
             pause = self._work()
 
 
-_running: set[Reaper] = set()
+_running: weakref.WeakSet[Reaper] = weakref.WeakSet()  # what has ended keeps nobody's pool
 _parked: list[Reaper] = []  # for the length of a fork
 # CPython 3.12 and later count the threads after their hooks: their parents go on with the next use, or `stats()`.
 _GOES_ON = sys.version_info < (3, 12)
