@@ -332,14 +332,18 @@ async def test_a_connection_that_has_lived_is_closed_while_nobody_uses_it(
 GIVEN_BACK = [{"idle_timeout": 0.3}, {"recycle": 1.0}]
 
 
+@pytest.mark.parametrize("idle_timeout", [None, 0.2], ids=["disconnected", "idle"])
 def test_handles_that_are_gone_are_kept_by_nothing_though_the_process_never_forks(
-    warm: Callable[..., Database],
+    warm: Callable[..., Database], idle_timeout: float | None
 ) -> None:
     others = set(threading.enumerate())
-    database = warm(5)  # its reaper would look in a minute
+    database = warm(5, idle_timeout=idle_timeout)  # else its reaper would look in a minute
     asyncio.run(once(database))
     engine = weakref.ref(database.engine.sync_engine)
-    asyncio.run(database.disconnect())
+    if idle_timeout is None:
+        asyncio.run(database.disconnect())
+    while database.stats().idle:
+        time.sleep(0.01)
     del database
     for thread in set(threading.enumerate()) - others:
         if thread.name == "loopsafe_db reaper":
