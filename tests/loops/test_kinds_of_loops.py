@@ -26,9 +26,14 @@ things = sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_k
 
 
 def eager_loop() -> asyncio.AbstractEventLoop:
-    factory = getattr(asyncio, "eager_task_factory", None)
-    if factory is None:
+    eager = getattr(asyncio, "eager_task_factory", None)
+    if eager is None:
         pytest.skip("CPython 3.12 has them")
+
+    def factory(*coroutine: Any, eager_start: object = None, **given: Any) -> Any:
+        del eager_start  # uvloop hands it on, and CPython 3.13.0's factory takes none
+        return eager(*coroutine, **given)
+
     loop = asyncio.new_event_loop()
     loop.set_task_factory(factory)
     return loop
