@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from loopsafe_db.errors import DriverError, InvalidSettingError, TransactionAborted
+from loopsafe_db.errors import InvalidSettingError, LoopsafeError
 from loopsafe_db.options import POSITIVE, SECONDS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Attempts:
             try:
                 async with begin():
                     return await function()
-            except (DriverError, TransactionAborted) as error:
+            except LoopsafeError as error:
                 pause = random.uniform(0, min(_SHORTEST * 2 ** (attempt - 1), _LONGEST))
                 if not error.retryable:
                     raise

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from loopsafe_db import Database
+from loopsafe_db import Database, Timeouts
 from loopsafe_db.errors import (
     CommitUnknown,
     InvalidSettingError,
@@ -70,6 +71,16 @@ async def test_what_may_succeed_is_run_again_from_its_beginning(
     assert await database.fetch_val("SELECT count(*) FROM counters") == 1
     assert "attempt 1 of 5 failed, the transaction is run again in" in caplog.text
     assert "attempt 2 of 5 failed" in caplog.text
+
+
+async def test_who_got_no_connection_tries_again(database: Database) -> None:
+    full = Database(database.url, max_size=1, timeouts=Timeouts(acquire=0.1))
+    work = Failing(failure, 0)
+    async with full.connection():
+        asking = asyncio.create_task(full.run_in_transaction(work), context=Context())
+        await asyncio.sleep(0.3)
+    assert await asking == 1
+    await full.disconnect()
 
 
 async def test_other_errors_come_out_at_once(database: Database) -> None:
