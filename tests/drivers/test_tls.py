@@ -75,15 +75,6 @@ def url(request: pytest.FixtureRequest, server: TlsServer, home: Path) -> URL:
     return make_url(server.url).set(drivername=request.param)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """What is there already need not be looked at again and again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def outcome_of(url: URL, **names: str) -> tuple[str, str]:
     """Connect in each kind of loop: ``"tls"``, ``"clear"``, or ``"refused"`` and the error's text."""
     outcomes = {outcome_in(make_loop, url.update_query_dict(names)) for make_loop in LOOPS}
