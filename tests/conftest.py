@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import hypothesis  # noqa: F401 (it looks for who refers to what, and finds nobody once that is spared: see below)
 import pytest
 import sqlalchemy.dialects.postgresql  # noqa: F401 (a test with `pytester` forgets its imports, and again they warn)
 import uvloop

@@ -265,7 +265,7 @@ class ConnectionPool:
         self._raws: set[Any] = set()
         self._new: set[Any] = set()  # of those, the ones that SQLAlchemy has not seen
         self.counts = PoolStats()
-        self._stuck: dict[PoolEntry, tuple[asyncio.Future[Any], float]] = {}
+        self._stuck: dict[PoolEntry, tuple[weakref.ref[asyncio.Future[Any]], float]] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._least = 0  # connections that are kept open
         self._ending: set[Callable[[], asyncio.AbstractEventLoop | None]] = set()
@@ -851,8 +851,9 @@ class ConnectionPool:
         for entry, ref in items_of(self.lending.held):
             if loop is not None and ref() is loop and (future := stuck_on(entry.task)) is not None:
                 known, since = before.get(entry, (None, now))
-                self._stuck[entry] = future, since if known is future else now
-                entry.is_stuck = known is future and now - since > LOST_TIMEOUT
+                is_same = known is not None and known() is future
+                self._stuck[entry] = weakref.ref(future), since if is_same else now
+                entry.is_stuck = is_same and now - since > LOST_TIMEOUT
 
     def _end_forgotten(self, entry: PoolEntry) -> str:
         holder = str(entry.holder)
