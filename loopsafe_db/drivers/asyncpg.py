@@ -1020,10 +1020,16 @@ class AsyncpgDriver:
         return transport.has_news(since) and not raw._listeners  # noqa: SLF001
 
     async def close(self, raw: GuardedConnection) -> None:
-        # asyncpg says farewell, and waits for the server's end: to an idle connection that says nothing new.
-        limit = _FAREWELL if self.state(raw) is _IDLE else None
-        with suppress(TimeoutError):
-            await raw.close(timeout=limit)
+        # asyncpg says farewell, and waits for the server's end: to an idle connection that says nothing new. It is not
+        # given the time: until 0.31 it opens a connection when that is over, to cancel what does not run.
+        transport, farewell = raw.guarded_transport, None
+        if transport is not None and self.state(raw) is _IDLE:
+            farewell = asyncio.get_running_loop().call_later(_FAREWELL, transport.abort)
+        try:
+            await raw.close()
+        finally:
+            if farewell is not None:
+                farewell.cancel()
 
     def drops_plans(self, raw: GuardedConnection, error: BaseException) -> bool:
         plans = raw.guarded_plans
