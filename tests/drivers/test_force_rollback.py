@@ -135,8 +135,8 @@ async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strang
 async def test_a_process_that_stands_still_is_no_reason_to_begin_in_the_transaction_of_a_stranger(
     undone: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pinned, "STRANGER_PATIENCE", 0.2)
-    begun, waits = asyncio.Event(), time.monotonic() + 0.3
+    monkeypatch.setattr(pinned, "STRANGER_PATIENCE", 0.5)
+    begun, waits = asyncio.Event(), time.monotonic() + 0.6
 
     async def stranger() -> None:
         await begun.wait()
@@ -149,7 +149,7 @@ async def test_a_process_that_stands_still_is_no_reason_to_begin_in_the_transact
             begun.set()
             while time.monotonic() < waits:  # the stranger has been patient already
                 await undone.fetch_val(COUNT)
-            asyncio.get_running_loop().call_soon(time.sleep, 0.3)
+            asyncio.get_running_loop().call_soon(time.sleep, 0.6)
             await asyncio.sleep(0.05)
             raise ZeroDivisionError
     await waiting
