@@ -71,6 +71,7 @@ class ProcessPools:
             resources.pop(self, None)
 
     def _make(self) -> Resource:
+        _look_again()
         self.engine = engine = self._find_engine()
         pool = make_pool(self.options, engine)
         if self.options.force_rollback:
@@ -90,6 +91,14 @@ class ProcessPools:
         if former is not None:
             hand_on(former, made)
         return made
+
+
+def _look_again() -> None:
+    """Let go of pools whose handles went before their last connections, which have come back since or never will."""
+    for pools, resource in list(process_state().resources.items()):
+        if isinstance(pools, ProcessPools) and resource.value.lending.retired:
+            resource.value.lending.reconcile()
+            pools.retire()
 
 
 class Configuration:

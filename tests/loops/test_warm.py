@@ -352,6 +352,23 @@ def test_handles_that_are_gone_are_kept_by_nothing_though_the_process_never_fork
     assert engine() is None
 
 
+async def test_handles_that_went_before_their_connections_are_kept_until_the_next_is_used(
+    warm: Callable[..., Database],
+) -> None:
+    database = warm(5)
+    engine = weakref.ref(database.engine.sync_engine)
+    connection = database.connection()
+    async with connection:
+        await connection.fetch_val("SELECT 1")
+        del database
+        gc.collect()
+    del connection
+    async with warm(5) as other:
+        await once(other)
+        gc.collect()
+        assert engine() is None
+
+
 async def test_handles_that_are_gone_are_kept_by_nothing_though_their_loop_lives(
     warm: Callable[..., Database],
 ) -> None:
