@@ -34,13 +34,13 @@ if os.environ.get("LOOPSAFE_TEST_LOOP") == "uvloop":  # what asyncio.run makes i
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-@pytest.hookimpl(optionalhook=True)
 def pytest_collection_finish() -> None:
     """Spare the collector all that the tests were collected into: many of them collect garbage, again and again."""
     gc.collect()
     gc.freeze()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where several processes run the tests: a file stays together, and what keeps the machine busy takes turns."""
     from xdist.scheduler import LoadFileScheduling
