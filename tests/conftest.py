@@ -6,11 +6,10 @@ import asyncio
 import gc
 import os
 import secrets
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import hypothesis  # noqa: F401 (it looks for who refers to what, and finds nobody once that is spared: see below)
 import pytest
 import sqlalchemy.dialects.postgresql  # noqa: F401 (a test with `pytester` forgets its imports, and again they warn)
 import uvloop
@@ -20,6 +19,9 @@ from loopsafe_db import Database
 from loopsafe_db.errors import ServerUnavailableError
 from tests.databases import Databases
 from tests.mariadb import MariaDB
+
+with suppress(ImportError):  # a tool's environment has none
+    import hypothesis  # noqa: F401 (it looks for who refers to what, and finds nobody once that is spared: see below)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
