@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from loopsafe_db.testing._binaries import find_local_binaries
+from loopsafe_db.testing.postgres import EmbeddedPostgres
 from loopsafe_db.testing.runs import Run
 from loopsafe_db.testing.servers import GivenPostgres
 from tests.conftest import skip_without_postgres
@@ -256,10 +257,8 @@ def test_a_forked_child_that_ends_its_fixtures_takes_nothing_from_its_parent(
 
 
 def test_what_a_killed_worker_has_left_on_a_given_server_is_removed_by_the_next_run(
-    pytester: pytest.Pytester, postgres_server: PostgresServer
+    pytester: pytest.Pytester,
 ) -> None:
-    server = GivenPostgres(postgres_server.url)
-    given = f"--loopsafe-url={server.url}"
     pytester.makepyfile(
         killed="""
         import asyncio, os, signal
@@ -276,7 +275,10 @@ def test_what_a_killed_worker_has_left_on_a_given_server_is_removed_by_the_next_
             asyncio.run(note())
         """,
     )
-    with Run() as living:
+    # a server of its own: another run beside this one, of another test, would remove it first
+    with skip_without_postgres(), EmbeddedPostgres() as embedded, Run() as living:
+        server = GivenPostgres(embedded.url)
+        given = f"--loopsafe-url={server.url}"
         beside = GivenPostgres(server.url, living).create_database()
         killed = run(pytester, "-n1", "--max-worker-restart=0", given, "killed.py")
         assert killed.ret != 0
@@ -288,7 +290,6 @@ def test_what_a_killed_worker_has_left_on_a_given_server_is_removed_by_the_next_
         there = {*databases(server)}
         assert not there & {*left, *(line[1] for line in used(pytester)), *built(pytester)}
         assert make_url(beside).database in there
-    server.drop_database(make_url(beside).database or "")
 
 
 # -- cleaning
