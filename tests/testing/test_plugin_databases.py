@@ -144,7 +144,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project whose pytest knows nothing of the one that runs it."""
     with skip_without_postgres():
         find_local_binaries()
-    for name in ("LOOPSAFE_TEST_URL", "LOOPSAFE_DB_URL", "DATABASE_URL", "PYTEST_ADDOPTS"):
+    for name in ("LOOPSAFE_TEST_URL", "LOOPSAFE_DB_URL", "DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     pytester.makeconftest(CONFTEST)
