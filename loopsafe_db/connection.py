@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
+from loopsafe_db._runtime.inner import Inner
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
@@ -850,8 +851,9 @@ class Connection:
         entry, driver = self._entry, self._session_driver("listen")
         assert entry is not None
         try:
-            async for told in driver.listen(self._raw, channel):
-                yield told
+            async with Inner(driver.listen(self._raw, channel)) as heard:
+                async for told in heard:
+                    yield told
         except Exception as error:
             self._pool.returning.note_error(entry, error)
             self.tell(error)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loopsafe_db._runtime.inner import Inner
 from loopsafe_db.errors import ConnectError, ConnectionLost
 from loopsafe_db.failures import drivers_own
 
@@ -60,7 +60,7 @@ async def listen(
     while True:
         heard = False
         try:
-            async with aclosing(_listen_once(make_handle(), channel)) as told:
+            async with Inner(_listen_once(make_handle(), channel)) as told:
                 async for one in told:
                     if one is not None:
                         yield Notification(channel, one[1], one[0])
@@ -82,7 +82,7 @@ async def _listen_once(handle: Any, channel: str) -> AsyncGenerator[tuple[int, s
     async with (
         handle,
         handle.connection() as connection,
-        aclosing(connection.notifications(channel)) as told,
+        Inner(connection.notifications(channel)) as told,
     ):
         async for one in told:
             yield one

@@ -16,7 +16,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
+from loopsafe_db._runtime.inner import Inner
 from loopsafe_db._runtime.transport import (
     addresses,
     can_move,
@@ -812,7 +813,7 @@ class PsycopgDriver:
     ) -> AsyncIterator[tuple[int, str] | None]:
         await RecordCursor(raw).execute(f"LISTEN {libpq.quoted(channel)}")
         yield None
-        async with aclosing(raw.notifies()) as told:
+        async with Inner(raw.notifies()) as told:
             async for one in told:
                 yield one.pid, one.payload
 

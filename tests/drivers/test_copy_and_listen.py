@@ -21,6 +21,7 @@ from loopsafe_db.errors import (
     UnsupportedError,
 )
 from loopsafe_db.testing.children import call_in_child
+from tests.faults.test_silence import run
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 IN_TIME = 20  # seconds, of a machine that is busy
 MANY = 3000
 LISTENERS = "FROM pg_stat_activity WHERE query ILIKE 'LISTEN %' AND datname = current_database()"
+# What listens is suspended where it gives what it has heard, and nobody asks it again.
+KEPT_LISTENING = """
+async def main():
+    global listening
+    listening = db.listen('news')
+    first = asyncio.ensure_future(anext(listening))
+    while not first.done():
+        await db.execute("SELECT pg_notify('news', '')")
+        await asyncio.sleep(0.01)
+"""
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -506,6 +517,16 @@ async def test_who_stops_listening_leaves_no_connection(db: Database) -> None:
     async with asyncio.timeout(IN_TIME):
         while await db.fetch_val(query):  # noqa: ASYNC110 (the server knows it)
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("runs", ["asyncio.run(main())", "import uvloop; uvloop.run(main())"])
+def test_a_script_that_ends_while_it_listens_ends_silently(
+    postgres_url: str, driver: str, runs: str
+) -> None:
+    database = Database(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+
+    assert run(database, KEPT_LISTENING + runs) == (0, [])
 
 
 async def copy_one(url: str) -> Any:
