@@ -20,6 +20,7 @@ from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.control import BLOCK, refuse_end
+from loopsafe_db.copying import rows_to_copy
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched, touched_by_sql
 from loopsafe_db.engines.clauses import batches, keyed, with_values
@@ -83,8 +84,8 @@ _GIVEN_UP = (
     "swallowed in the block, and had struck while a transaction began or ended. Let CancelledError pass"
 )
 BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
-_KEYS = 2**63  # of advisory locks, from minus that
 _FORMATS = ("text", "csv", "binary")
+_KEYS = 2**63  # of advisory locks, from minus that
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
 
 # Without it, SQLAlchemy keeps the rows affected by an UPDATE or DELETE only.
@@ -330,13 +331,14 @@ class Connection:
         """Copy rows to a table by PostgreSQL's COPY. See `Database.copy_records_to`."""
         self._check()
         driver = self._copying("copy_records_to")
+        given = rows_to_copy(rows, columns)
         limit = self._limit(timeout)
 
         async def copy(raw: Any) -> int:
             block = self._rows_of_copy = Block()
             block.enter()
             try:
-                return await within(limit, driver.copy_in(raw, table, schema, columns, rows))
+                return await within(limit, driver.copy_in(raw, table, schema, columns, given))
             finally:
                 block.leave()
                 self._rows_of_copy = None

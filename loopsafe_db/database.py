@@ -301,6 +301,7 @@ class Database:
 
         Raises:
             BusyConnectionError: What makes the rows uses the connection that copies them.
+            CopyRowsError: They are no rows of the columns; of values of the wrong kind psycopg's server tells.
             UnsupportedError: The driver is neither asyncpg nor psycopg.
         """
         async with self._stream_connection() as connection:

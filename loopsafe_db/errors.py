@@ -18,7 +18,8 @@
     │   │   ├── NotUndoableError  LDB113   a COMMIT or the like where all is undone in the end
     │   │   └── TransactionOptionsError LDB115  ``isolation=`` or the like that cannot be, or not there
     │   ├── QueryError            LDB108   a query and its values do not fit together
-    │   │   └── CopyError         LDB111   a COPY by text, whose rows have no way through a query
+    │   │   ├── CopyError         LDB111   a COPY by text, whose rows have no way through a query
+    │   │   └── CopyRowsError     LDB118   what was to be copied are no rows of the columns
     │   ├── MigrationError        LDB110   a migration on SQLite would lose rows, or leave some without their parent
     │   └── UnsupportedError      LDB114   the driver, or the way to the server, cannot do that
     ├── ConfigurationError               change the settings (also a ValueError)
@@ -386,6 +387,16 @@ class CopyError(QueryError):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"COPY FROM STDIN and COPY TO STDOUT are no queries: {text}")
+
+
+class CopyRowsError(QueryError):
+    """What was to be copied are no rows, or have no value, too many or the wrong ones for the columns."""
+
+    code = "LDB118"
+    hint = (
+        "give each row as a tuple or a list, with a value for each of the columns, in their order: "
+        "of a dict, `[row[name] for name in columns]`"
+    )
 
 
 class MigrationError(MisuseError):

@@ -53,6 +53,7 @@ from loopsafe_db.errors import (
     ConnectionLost,
     ConnectSettingError,
     ConnectTimeout,
+    CopyRowsError,
     InvalidURLError,
     PgBouncerError,
     StatementTimeout,
@@ -746,23 +747,71 @@ class AsyncpgCopy:
             await self._next()
 
 
-def _noting(rows: Iterable[Any], late: list[TimeoutError]) -> Iterator[Any]:
-    """Give rows; note what is late in making them."""
-    try:
-        yield from rows
-    except TimeoutError as error:
-        late.append(error)
-        raise
+class _FirstRow(tuple[Any, ...]):
+    """The first row of a COPY: asyncpg asks it for as many values as there are columns."""
+
+    columns = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.columns = index + 1
+        if index >= len(self):
+            raise _misfit(1, self, "more")
+        return super().__getitem__(index)
 
 
-async def _noting_async(rows: AsyncIterable[Any], late: list[TimeoutError]) -> AsyncIterator[Any]:
-    """Give rows; note what is late in making them."""
-    try:
-        async for row in rows:
-            yield row
-    except TimeoutError as error:
-        late.append(error)
-        raise
+class _RowsOfCopy:
+    """Gives asyncpg rows, and notes what it does not tell: what has failed in making them, and values without a column.
+
+    Attributes:
+        given: How many it has been given.
+        failure: What was raised here.
+    """
+
+    def __init__(self) -> None:
+        self.given = 0
+        self.failure: Exception | None = None
+        self._first: _FirstRow | None = None
+
+    def of(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Give rows."""
+        try:
+            for row in rows:
+                yield self._next(row)
+            self._check_first()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    async def of_async(self, rows: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """Give rows."""
+        try:
+            async for row in rows:
+                yield self._next(row)
+            self._check_first()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _next(self, row: Sequence[Any]) -> Sequence[Any]:
+        self.given += 1
+        if self._first is None:
+            self._first = _FirstRow(row)
+            return self._first
+        if self.given == 2:  # asyncpg has read the first
+            self._check_first()
+        if len(row) != self._first.columns:
+            raise _misfit(self.given, row, self._first.columns)
+        return row
+
+    def _check_first(self) -> None:
+        if self._first is not None and len(self._first) != self._first.columns:
+            raise _misfit(1, self._first, self._first.columns)
+
+
+def _misfit(number: int, row: Sequence[Any], columns: object) -> CopyRowsError:
+    return CopyRowsError(
+        f"row {number} of a COPY has {len(row)} values, and there are {columns} columns"
+    )
 
 
 class AsyncpgDriver:
@@ -883,20 +932,22 @@ class AsyncpgDriver:
         columns: Sequence[str] | None,
         rows: Any,
     ) -> int:
-        late: list[TimeoutError] = []
-        noted = (
-            _noting_async(rows, late) if isinstance(rows, AsyncIterable) else _noting(rows, late)
-        )
+        noted = _RowsOfCopy()
+        given = noted.of_async(rows) if isinstance(rows, AsyncIterable) else noted.of(rows)
         try:
             answer = await raw.copy_records_to_table(
-                table, schema_name=schema, columns=columns, records=noted
+                table, schema_name=schema, columns=columns, records=given
             )
-        except (
-            asyncpg.QueryCanceledError
-        ):  # asyncpg takes what is late in the rows for its own time limit
-            if late:
-                raise late[0] from None
+        except asyncpg.QueryCanceledError:
+            if isinstance(
+                noted.failure, TimeoutError
+            ):  # which asyncpg takes for its own time limit
+                raise noted.failure from None
             raise
+        except (TypeError, ValueError, ArithmeticError) as error:
+            if error is noted.failure or isinstance(error, asyncpg.InterfaceError):
+                raise
+            raise CopyRowsError(f"row {noted.given} of a COPY: {error}") from error
         return _affected(answer) or 0
 
     async def copy_out(self, raw: GuardedConnection, query: str, options: str) -> AsyncpgCopy:

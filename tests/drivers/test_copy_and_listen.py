@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
@@ -13,6 +14,7 @@ from loopsafe_db import Database, Gap, Notification, Timeouts
 from loopsafe_db.errors import (
     BusyConnectionError,
     ConnectionLost,
+    CopyRowsError,
     InvalidSettingError,
     NotUndoableError,
     QueryError,
@@ -25,7 +27,7 @@ from tests.faults.test_silence import run
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 IN_TIME = 20  # seconds, of a machine that is busy
 MANY = 3000
@@ -59,6 +61,11 @@ async def numbers(most: int) -> AsyncIterator[tuple[int, str | None]]:
     for n in range(most):
         await asyncio.sleep(0)
         yield n, None if n % 2 else f"tab\t{n}"
+
+
+async def one_by_one(rows: list[Any]) -> AsyncIterator[Any]:
+    for row in rows:
+        yield row
 
 
 async def test_records_are_copied_from_an_iterable_or_an_async_one(db: Database) -> None:
@@ -97,6 +104,57 @@ async def test_a_time_limit_in_the_rows_of_a_copy_is_told_as_it_is(db: Database)
         with pytest.raises(TimeoutError, match="in the rows"):
             await db.copy_records_to("a table", rows)
         assert await count(db) == 0
+
+
+@pytest.mark.parametrize("makes", [list, one_by_one])
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"n": 1, "word": "x"}, "row {} of a COPY is dict"),
+        ("ab", "row {} of a COPY is str"),
+        (b"ab", "row {} of a COPY is bytes"),
+        (1, "row {} of a COPY is int"),
+        (None, "row {} of a COPY is NoneType"),
+    ],
+)
+async def test_what_is_no_row_is_refused(
+    db: Database, makes: Callable[[list[Any]], Any], row: object, says: str
+) -> None:
+    for rows in ([row], [(1, "x"), row, (3, "z")]):
+        with pytest.raises(CopyRowsError, match=says.format(min(len(rows), 2))):
+            await db.copy_records_to("a table", makes(rows))
+    assert await count(db) == 0
+
+
+@pytest.mark.parametrize("makes", [list, one_by_one])
+@pytest.mark.parametrize("row", [(), (1,), (1, "x", "too many")])
+async def test_a_row_has_a_value_for_each_column(
+    db: Database, makes: Callable[[list[Any]], Any], row: tuple[Any, ...]
+) -> None:
+    for rows in ([row], [row, (2, "y")], [(1, "x"), row], [(1, "x"), row, (3, "z")]):
+        with pytest.raises((CopyRowsError, psycopg.DataError)):
+            await db.copy_records_to("a table", makes(rows))
+    with pytest.raises((CopyRowsError, psycopg.DataError)):
+        await db.copy_records_to("a table", makes([(1, "x")]), columns=["n"])
+    assert await count(db) == 0
+
+
+async def test_a_value_that_a_column_cannot_have_is_told_with_its_row(db: Database) -> None:
+    with pytest.raises((CopyRowsError, psycopg.DataError), match=r"row 2|line 2"):
+        await db.copy_records_to("a table", [(1, "x"), ("y", "y")])
+    with pytest.raises(ZeroDivisionError):
+        await db.copy_records_to("a table", ((1, str(1 // n)) for n in (1, 0)))
+    assert await count(db) == 0
+
+
+@pytest.mark.parametrize("rows", [None, 5, "text", {"n": 1}])
+async def test_what_are_no_rows_costs_no_connection(db: Database, rows: Any) -> None:
+    async with db.connection() as connection:
+        with pytest.raises(CopyRowsError, match="the rows of a COPY are an iterable"):
+            await connection.copy_records_to("a table", rows)
+        with pytest.raises(CopyRowsError, match="a list of names, not 'n'"):
+            await connection.copy_records_to("a table", [(1,)], columns="n")
+        assert await connection.copy_records_to("a table", [[1, "x"], (2, "y")]) == 2
 
 
 async def test_a_copy_takes_part_in_a_transaction(db: Database) -> None:
