@@ -848,6 +848,11 @@ class Connection:
         """
         tell(self._pool, self._entry, error, query, undone=self.in_transaction, commits=commits)
 
+    def written(self, query: Query) -> CompiledText | str:
+        """Give a query as an error tells of it."""
+        dialect = self._driver.traits.dialect
+        return compile_text(query, dialect) if isinstance(query, str) else str(query)
+
     async def notifications(self, channel: str) -> AsyncGenerator[tuple[int, str] | None, None]:
         """Give what is notified on a channel, as long as the connection lives; first None, when it listens."""
         entry, driver = self._entry, self._session_driver("listen")
@@ -872,11 +877,7 @@ class Connection:
         """Begin to read rows, inside a transaction, in a turn."""
         if isinstance(query, str):
             compiled, args = self._compile(query, values)
-            try:
-                return await self._pool.user_driver.open_cursor(self._raw, compiled.sql, args)
-            except Exception as error:
-                self._noted_query(error, compiled)
-                raise
+            return await self._pool.user_driver.open_cursor(self._raw, compiled.sql, args)
         self._check_clause(query)
         if self._entry is not None:
             self._entry.in_doubt = False  # but while the dialect asks the server: see `mark_doubt`
@@ -886,7 +887,7 @@ class Connection:
                 self._core().execute, query, values or {}, execution_options=options
             )
         except sa.exc.DBAPIError as error:
-            raise self._noted_query(self._driver.original(error), error.statement) from None
+            raise self._driver.original(error) from None
         return observed_rows(ClauseCursor(result), result.context)
 
     def drops_plans(self, error: BaseException) -> bool:
@@ -1200,7 +1201,7 @@ def stream(
     borrow: Callable[[], Connection], query: Query, values: Mapping[str, Any] | None
 ) -> Rows:
     """Give the rows of a query as they are needed, on the connection that `borrow` gives then."""
-    return Rows(RowStream(borrow, lambda connection: connection.open_cursor(query, values)))
+    return Rows(RowStream(query, borrow, lambda connection: connection.open_cursor(query, values)))
 
 
 def copy_stream(
@@ -1215,7 +1216,9 @@ def copy_stream(
         raise QueryError(f"COPY has the formats {', '.join(_FORMATS)}, not {format!r}")
     options = f"(FORMAT {format}{', HEADER' if header else ''})"
     return Rows(
-        RowStream(borrow, lambda connection: connection.open_copy(query, options), occupies=True)
+        RowStream(
+            query, borrow, lambda connection: connection.open_copy(query, options), occupies=True
+        )
     )
 
 

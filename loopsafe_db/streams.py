@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from loopsafe_db.connection import Connection, OpenTransaction
     from loopsafe_db.drivers.base import DriverCursor, DriverTransaction
+    from loopsafe_db.queries import Query
 
 BATCH = 500  # rows that are fetched at once
 MANY = 10 * BATCH  # and where all the rest is
@@ -64,6 +65,7 @@ class RowStream:
 
     def __init__(
         self,
+        query: Query,
         borrow: Callable[[], Connection],
         open_cursor: Callable[[Connection], Any],
         *,
@@ -72,12 +74,13 @@ class RowStream:
         """Note what to read.
 
         Args:
+            query: For errors.
             borrow: Gives the connection, when the first row is asked for.
             open_cursor: Begins to read on it, in its turn.
             occupies: See the attribute.
         """
         self.occupies: bool = occupies
-        self._borrow, self._open_cursor = borrow, open_cursor
+        self._query, self._borrow, self._open_cursor = query, borrow, open_cursor
         self._connection: Connection
         self._cursor: DriverCursor | None = None
         self._own: DriverTransaction | None = None
@@ -180,7 +183,7 @@ class RowStream:
             await connection.run(self._begin, begins=True)
         except Exception as error:
             if not connection.drops_plans(error) or not alone:
-                connection.tell(error)
+                self._tell(error)
                 raise
             await connection.run(self._begin, begins=True)
 
@@ -208,14 +211,14 @@ class RowStream:
             try:
                 await self._connection.read(self, self._fetch_here)
             except Exception as error:
-                self._connection.tell(error)
+                self._tell(error)
                 raise
             if self._is_read or not self._is_open:
                 await self._end_after_its_rows()
         if self._here:
             return self._here.popleft()
         if self._error is not None:
-            self._connection.tell(self._error)
+            self._tell(self._error)
             raise self._error
         return ()
 
@@ -255,8 +258,11 @@ class RowStream:
         try:
             await ending
         except Exception as error:
-            self._connection.tell(error)
+            self._tell(error)
             raise
+
+    def _tell(self, error: Exception) -> None:
+        self._connection.tell(error, self._connection.written(self._query))
 
     async def _undo(self) -> None:
         """Let go of everything after a failure, whoever is cancelled."""

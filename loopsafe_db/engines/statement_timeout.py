@@ -132,7 +132,7 @@ def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
     Args:
         engine: Whose statements.
         url: For the error.
-        seconds: How long each may take.
+        seconds: How long each may take; and each batch of the rows that stay on the server.
     """
 
     def begin(*arguments: Any) -> None:
@@ -148,13 +148,51 @@ def limit_statements(engine: Engine, url: URL, seconds: float) -> None:
             _leave_of(failure.execution_context, failure.original_exception)
         except TimeoutError:
             error = StatementTimeout(seconds)
-            explain(error, failure.statement, url, caller())
+            context: Any = failure.execution_context
+            explain(error, context.statement, url, caller())
             return error
         return None
 
+    dialect: Any = engine.dialect
+    dialect.execution_ctx_cls = _with_timed_cursors(dialect.execution_ctx_cls, seconds)
     event.listen(engine, "before_cursor_execute", begin)
     event.listen(engine, "after_cursor_execute", end)
     event.listen(engine, "handle_error", fail)
+
+
+def _with_timed_cursors(context: type[Any], seconds: float) -> type[Any]:
+    """Make execution contexts whose server-side cursors give rows in time."""
+
+    class Context(context):  # type: ignore[misc]
+        def create_server_side_cursor(self) -> Any:
+            made = super().create_server_side_cursor()
+            is_timed = TIMED.keys() <= self.execution_options.keys()
+            return made if is_timed else TimedCursor(made, self, seconds)
+
+    return Context
+
+
+class TimedCursor:
+    """A server-side cursor of an engine or a session: its rows come later, each time within the limit."""
+
+    def __init__(self, cursor: Any, context: Any, seconds: float) -> None:
+        self._cursor, self._context, self._seconds = cursor, context, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._cursor, name)
+        return self._in_time(found) if name in _FETCHING else found
+
+    def _in_time(self, fetch: Callable[..., T]) -> Callable[..., T]:
+        def call(*args: Any) -> T:
+            self._context.loopsafe_limit = _enter(self._seconds)
+            rows = fetch(*args)  # what fails is handled as the error of a statement is
+            _leave_of(self._context, None)
+            return rows
+
+        return call
+
+
+_FETCHING = {"fetchall", "fetchmany", "fetchone"}
 
 
 def _leave_of(context: Any, error: BaseException | None) -> None:

@@ -20,6 +20,11 @@ SLOW = {
     "sqlite": "WITH RECURSIVE slow(n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM slow WHERE n < :n * 3000000)"
     " SELECT max(n) FROM slow",
 }
+# Some rows come at once, the others never. SQLAlchemy asks asyncpg for 50 at a time.
+SLOW_LATER = {
+    "postgresql": "SELECT n, CASE WHEN n > 60 THEN pg_sleep(60) END FROM generate_series(1, 100) n",
+    "sqlite": "WITH RECURSIVE slow(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM slow) SELECT n FROM slow WHERE n < 3",
+}
 RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 
 
@@ -53,10 +58,61 @@ async def in_a_transaction(database: Database) -> None:
             await session.execute(slow(database))
 
 
+def slow_later(database: Database) -> sa.TextClause:
+    return sa.text(SLOW_LATER[database.url.get_backend_name()])
+
+
+async def streamed_by_a_session(database: Database) -> None:
+    async with database.session() as session:
+        with pytest.raises(StatementTimeout, match=r"LDB404.*\n.*SELECT"):
+            async for _ in await session.stream(slow(database)):
+                pass
+        await session.rollback()
+        assert await session.scalar(sa.text("SELECT 1")) == 1
+
+
+async def streamed_later_by_a_session(database: Database) -> None:
+    async with database.session() as session:
+        rows = await session.stream(slow_later(database))
+        assert (await anext(aiter(rows)))[0] == 1
+        with pytest.raises(StatementTimeout, match=r"LDB404.*\n.*SELECT"):
+            await rows.fetchall()
+        await session.rollback()
+        assert await session.scalar(sa.text("SELECT 1")) == 1
+
+
+async def streamed_later_on_the_engine(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        rows = await connection.stream(slow_later(database))
+        assert await rows.fetchone() is not None
+        with pytest.raises(StatementTimeout):
+            await rows.fetchmany(98)
+
+
+async def streamed_under_force_rollback(database: Database) -> None:
+    with database.force_rollback():
+        await streamed_by_a_session(database)
+        await streamed_later_on_the_engine(database)
+        await database.disconnect()
+
+
+async def streamed_by_the_handle(database: Database) -> None:
+    for query in (slow_later(database), slow_later(database).text):
+        rows = database.iterate(query)
+        with pytest.raises(StatementTimeout, match=r"LDB404.*\nquery: .*SELECT"):
+            async for _ in rows:
+                pass
+
+
 WAYS: list[Callable[[Database], Awaitable[None]]] = [
     in_a_session,
     on_the_engine,
     in_a_transaction,
+    streamed_by_a_session,
+    streamed_later_by_a_session,
+    streamed_later_on_the_engine,
+    streamed_under_force_rollback,
+    streamed_by_the_handle,
 ]
 
 
