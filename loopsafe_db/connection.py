@@ -20,7 +20,7 @@ from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
 from loopsafe_db.ancestry import Block, is_inside_any
 from loopsafe_db.control import BLOCK, refuse_end
-from loopsafe_db.copying import rows_to_copy
+from loopsafe_db.copies import rows_to_copy
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.drivers.session_state import Touched, touched_by_sql
 from loopsafe_db.engines.clauses import batches, keyed, with_values
