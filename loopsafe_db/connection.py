@@ -322,7 +322,7 @@ class Connection:
     async def copy_records_to(
         self,
         table: str,
-        rows: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        rows: Iterable[Sequence[Any] | Record] | AsyncIterable[Sequence[Any] | Record],
         *,
         columns: Sequence[str] | None = None,
         schema: str | None = None,

@@ -280,7 +280,7 @@ class Database:
     async def copy_records_to(
         self,
         table: str,
-        rows: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        rows: Iterable[Sequence[Any] | Record] | AsyncIterable[Sequence[Any] | Record],
         *,
         columns: Sequence[str] | None = None,
         schema: str | None = None,
@@ -290,8 +290,9 @@ class Database:
 
         Args:
             table: Its name, as it is: it will be quoted.
-            rows: Sequences of values, in the order of the columns. What the handle is asked for while they are made
-                goes over another connection. Inside of a transaction, or a block of `connection`, there is only one.
+            rows: Sequences of values, or records, in the order of the columns. What the handle is asked for while
+                they are made goes over another connection. Inside of a transaction, or a block of `connection`, there
+                is only one.
             columns: Their names; without them all, in the table's order.
             schema: The table's; without one it is looked for as in a query.
             timeout: Seconds for all of it.

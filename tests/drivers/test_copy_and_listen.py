@@ -147,6 +147,15 @@ async def test_a_value_that_a_column_cannot_have_is_told_with_its_row(db: Databa
     assert await count(db) == 0
 
 
+async def test_the_rows_of_a_query_are_rows(db: Database) -> None:
+    query = "SELECT n, 'x' AS word FROM generate_series(1, 3) n"
+    assert await db.copy_records_to("a table", db.iterate(query)) == 3
+    assert await db.copy_records_to("a table", await db.fetch_all(text(query))) == 3
+    async with db.session() as session:
+        assert await db.copy_records_to("a table", await session.execute(text(query))) == 3
+    assert await count(db) == 9
+
+
 @pytest.mark.parametrize("rows", [None, 5, "text", {"n": 1}])
 async def test_what_are_no_rows_costs_no_connection(db: Database, rows: Any) -> None:
     async with db.connection() as connection:
