@@ -501,9 +501,9 @@ class Connection:
             try:
                 await self._settled(self._commit(opened))
             except Exception as error:
+                self.tell(error, "COMMIT" if commits else "RELEASE SAVEPOINT", commits=commits)
                 if commits and isinstance(error, StatementTimeout):
                     raise commit_unknown(error) from error
-                self.tell(error, commits=commits)
                 raise
 
     async def rollback(self, opened: OpenTransaction) -> None:

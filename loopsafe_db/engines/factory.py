@@ -334,7 +334,7 @@ def _listen(engine: Engine, options: DatabaseOptions) -> None:
     if (limit := options.timeouts.statement) is not None:
         limit_statements(engine, options.url, limit)
         if not options.force_rollback:
-            limit_transactions(engine.dialect, limit)
+            limit_transactions(engine.dialect, options.url, limit)
 
 
 def _create(url: URL, **options: Any) -> AsyncEngine:

@@ -98,9 +98,9 @@ def call_within(seconds: float, do: Callable[[], T]) -> T:
     return result
 
 
-def limit_transactions(dialect: Any, seconds: float) -> None:
+def limit_transactions(dialect: Any, url: URL, seconds: float) -> None:
     """Have an engine's BEGIN fail with `StatementTimeout` after `seconds`, and a COMMIT with `CommitUnknown`."""
-    do_commit = _limited(dialect.do_commit, seconds)
+    do_commit = _limited(dialect.do_commit, "COMMIT", url, seconds)
 
     def commit(proxy: Any) -> None:
         try:
@@ -108,20 +108,29 @@ def limit_transactions(dialect: Any, seconds: float) -> None:
         except StatementTimeout as error:
             raise commit_unknown(error) from error
 
-    dialect.do_begin, dialect.do_commit = _limited(dialect.do_begin, seconds), commit
+    dialect.do_begin = _limited(dialect.do_begin, "BEGIN", url, seconds)
+    dialect.do_commit = commit
 
 
 def commit_unknown(error: StatementTimeout) -> CommitUnknown:
     """Give what it means where it was a COMMIT that took too long."""
-    return CommitUnknown(f"no answer to COMMIT within {error.timeout:g} s")
+    return CommitUnknown(
+        f"no answer to COMMIT within {error.timeout:g} s, at {error.place}\non {error.target}"
+    )
 
 
-def _limited(do: Callable[[Any], None], seconds: float) -> Callable[[Any], None]:
+def _limited(
+    do: Callable[[Any], None], what: str, url: URL, seconds: float
+) -> Callable[[Any], None]:
     def call(proxy: Any) -> None:
-        if in_greenlet():
-            call_within(seconds, lambda: do(proxy))
-        else:
+        if not in_greenlet():
             do(proxy)
+            return
+        try:
+            call_within(seconds, lambda: do(proxy))
+        except StatementTimeout as error:
+            explain(error, what, url, caller())
+            raise
 
     return call
 

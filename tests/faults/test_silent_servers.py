@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +60,12 @@ async def session(database: Database) -> None:
         await session.commit()
 
 
+async def stream_of_a_session(database: Database) -> None:
+    async with database.session() as session:
+        async for _ in await session.stream(sa.text(MANY_ROWS)):
+            pass
+
+
 async def stream(database: Database) -> None:
     async for _ in database.iterate(MANY_ROWS):
         pass
@@ -69,11 +76,13 @@ async def stream_of_a_clause(database: Database) -> None:
         pass
 
 
-async def ends_in_error(way: Way, database: Database, error: type[BaseException]) -> None:
+async def ends_in_error(way: Way, database: Database, error: type[BaseException]) -> str:
+    """See that it does, in time, and give what the error says."""
     async with asyncio.timeout(IN_TIME) as limit:
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             await way(database)
     assert not limit.expired()  # the error may have come of that
+    return str(caught.value)
 
 
 async def works_again(wire: Wire, database: Database) -> None:
@@ -94,6 +103,7 @@ WAITS: list[tuple[Way, bytes, type[BaseException]]] = [
     (stream, b"BEGIN", StatementTimeout),
     (stream, b"generate_series", StatementTimeout),
     (stream_of_a_clause, b"generate_series", StatementTimeout),
+    (stream_of_a_session, b"generate_series", StatementTimeout),
     (stream, b"COMMIT", StatementTimeout),
 ]
 
@@ -108,7 +118,8 @@ async def test_what_gets_no_answer_fails_after_the_time_of_a_statement(
     await text(database)
     wire.hush = lambda data: word in data
 
-    await ends_in_error(way, database, error)
+    said = await ends_in_error(way, database, error)
+    assert re.search(r"at \S*test_silent_servers\.py:\d+\n(query: .*\n)?on postgresql", said), said
     await works_again(wire, database)
 
 
