@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import Resource, process_state
 from loopsafe_db.engines.factory import connect_options, make_engine, make_pool
+from loopsafe_db.engines.lending import items_of
 from loopsafe_db.engines.listeners import hand_on, unlock
 from loopsafe_db.engines.observing import Listeners, no_listeners
 from loopsafe_db.engines.stats import PoolStats
@@ -95,7 +96,7 @@ class ProcessPools:
 
 def _look_again() -> None:
     """Let go of pools whose handles went before their last connections, which have come back since or never will."""
-    for pools, resource in list(process_state().resources.items()):
+    for pools, resource in items_of(process_state().resources):
         if isinstance(pools, ProcessPools) and resource.value.lending.retired:
             resource.value.lending.reconcile()
             pools.retire()

@@ -49,7 +49,7 @@ class Reaper:
                     target=self._run, args=(self._parked,), name="loopsafe_db reaper", daemon=True
                 )
                 self._thread.start()
-                _running.add(self)
+                _running.add(weakref.ref(self, _running.discard))
         finally:
             self._starting.release()
 
@@ -67,7 +67,7 @@ class Reaper:
         self._parked.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(PARK_TIMEOUT)
-        _running.discard(self)
+        _running.discard(weakref.ref(self))
 
     @property
     def is_running(self) -> bool:
@@ -85,14 +85,15 @@ class Reaper:
             pause = self._work()
 
 
-_running: weakref.WeakSet[Reaper] = weakref.WeakSet()  # what has ended keeps nobody's pool
+# Weak, for what has ended keeps nobody's pool; and no WeakSet, for others add to it while it is copied.
+_running: set[weakref.ref[Reaper]] = set()
 _parked: list[Reaper] = []  # for the length of a fork
 # CPython 3.12 and later count the threads after their hooks: their parents go on with the next use, or `stats()`.
 _GOES_ON = sys.version_info < (3, 12)
 
 
 def _before_fork() -> None:
-    for reaper in list(_running):
+    for reaper in [reaper for ref in list(_running) if (reaper := ref()) is not None]:
         if _GOES_ON and reaper.is_running:
             _parked.append(reaper)
         reaper.park()

@@ -19,6 +19,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loopsafe_db import Database, PoolLimits, Timeouts, configure, default, get_database
+from loopsafe_db._runtime.registry import process_state
 from loopsafe_db.engines import lending
 from loopsafe_db.engines.lending import Lending
 from loopsafe_db.errors import AcquireTimeout, ForeignLoopError, InvalidSettingError
@@ -350,6 +351,30 @@ def test_handles_that_are_gone_are_kept_by_nothing_though_the_process_never_fork
             thread.join(10)
     gc.collect()
     assert engine() is None
+
+
+class Collected(dict[Any, Any]):
+    """A dict in which a finalizer takes something away between two pairs: CPython 3.11 may collect garbage there."""
+
+    def items(self) -> Any:
+        for pair in super().items():
+            yield pair
+            self.popitem()
+
+
+async def test_a_handle_is_used_first_though_others_are_collected_meanwhile(
+    warm: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [warm(1) for _ in range(3)]
+    for other in others:
+        await once(other)
+    state = process_state()
+    monkeypatch.setattr(state, "resources", Collected(state.resources))
+    async with warm(1) as database:
+        await once(database)
+    monkeypatch.undo()
+    for other in others:
+        await other.disconnect()
 
 
 async def test_handles_that_went_before_their_connections_are_kept_until_the_next_is_used(
