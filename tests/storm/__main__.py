@@ -28,9 +28,8 @@ from tests.storm.storm import Weather, blow, set_up
 DRIVERS = ("asyncpg", "psycopg", "aiosqlite")
 KINDS = ("lost", "kept", "foreign", "innocent")
 WARM = 150  # rounds after which nothing more is to grow: until then caches fill
-ARENA_MAX = (
-    -8
-)  # glibc's name of what each thread has of its own, and keeps in pieces: growth that is nobody's
+# glibc's name of what each thread has of its own, and keeps in pieces: growth that is nobody's
+ARENA_MAX = -8
 LIMITS = {"descriptors": 0.0, "threads": 0.0, "MiB": 4.0}
 
 
@@ -67,6 +66,8 @@ def main() -> int:
             gc.collect()  # cycles of CPython's own pile up to a quarter of all that lives, at times
             if number == WARM:
                 before = _held()
+            elif number % 500 == 0:
+                _has_not_grown(before)  # what leaks grows on and on; caches fill
             if arguments.round or total.operations >= arguments.operations:
                 break
     print(_sum(total, number, wrong, began))
