@@ -84,8 +84,8 @@ _GIVEN_UP = (
     "swallowed in the block, and had struck while a transaction began or ended. Let CancelledError pass"
 )
 BATCH_OF_VALUES = 1000  # that `execute_many` takes of an async iterator at a time
-_FORMATS = ("text", "csv", "binary")
 _KEYS = 2**63  # of advisory locks, from minus that
+_FORMATS = ("text", "csv", "binary")
 _PLAIN = TransactionOptions()  # made once: each block would pay for it
 
 # Without it, SQLAlchemy keeps the rows affected by an UPDATE or DELETE only.
@@ -498,10 +498,11 @@ class Connection:
             await self._make_way(opened)
             self._check_transaction()
             commits = self._commits(opened)
+            what = "COMMIT" if self._transactions == [opened] else "RELEASE SAVEPOINT"
             try:
                 await self._settled(self._commit(opened))
             except Exception as error:
-                self.tell(error, "COMMIT" if commits else "RELEASE SAVEPOINT", commits=commits)
+                self.tell(error, what, commits=commits)
                 if commits and isinstance(error, StatementTimeout):
                     raise commit_unknown(error) from error
                 raise

@@ -939,9 +939,8 @@ class AsyncpgDriver:
                 table, schema_name=schema, columns=columns, records=given
             )
         except asyncpg.QueryCanceledError:
-            if isinstance(
-                noted.failure, TimeoutError
-            ):  # which asyncpg takes for its own time limit
+            # What is late in the rows asyncpg takes for its own time limit.
+            if isinstance(noted.failure, TimeoutError):
                 raise noted.failure from None
             raise
         except (TypeError, ValueError, ArithmeticError) as error:
