@@ -41,6 +41,10 @@ def nowhere() -> None:
     """Be the reference to a loop that is not there, as a dead ``weakref.ref`` is."""
 
 
+def _nobody(data: bytes) -> None:
+    """Hear nothing."""
+
+
 def may_have_news(since: float) -> bool:
     """Tell whether a socket is worth a look that nobody has read since then: a look costs a microsecond."""
     return time.monotonic() - since > _NO_NEWS
@@ -76,6 +80,26 @@ class PrecedingTls(Preceding):
             data, self._ahead = self._ahead + data, b""
         self._transport.write(data)
 
+    def overhear(self, first: bytes, tell: Callable[[bytes], None]) -> None:
+        """Have `tell` hear of each piece that comes in and begins so."""
+        protocol = self._transport.get_protocol()
+        self._transport.set_protocol(_Overheard(protocol, first[0], tell))
+
+
+class _Overheard:
+    """A protocol that another hears, too: for where the pieces come out of TLS."""
+
+    def __init__(self, protocol: Any, first: int, tell: Callable[[bytes], None]) -> None:
+        self._protocol, self._first, self._tell = protocol, first, tell
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+    def data_received(self, data: bytes) -> None:
+        if data[0] == self._first:
+            self._tell(data)
+        self._protocol.data_received(data)
+
 
 class MovableTransport(Preceding, asyncio.Transport):
     """A connected socket, read and written by the loop that it is attached to.
@@ -102,6 +126,8 @@ class MovableTransport(Preceding, asyncio.Transport):
         self.closing = self._lost = self._paused = self._protocol_paused = False
         self.opening = True
         self._heard_at = 0.0
+        self._first = -1
+        self._tell: Callable[[bytes], None] = _nobody
         self.socket_id = SocketId.of(self._fd)
         self.set_protocol(protocol)
         _live.add(self)
@@ -140,12 +166,23 @@ class MovableTransport(Preceding, asyncio.Transport):
         if not self._paused:
             self.resume_reading()
 
+    def overhear(self, first: bytes, tell: Callable[[bytes], None]) -> None:
+        """Have `tell` hear of each piece that comes in and begins so."""
+        self._first, self._tell = first[0], tell
+
     def has_news(self, since: float) -> bool:
         """Tell whether anything has come in since then, on the monotonic clock, read or not yet."""
         if self._heard_at > since:
             return True
         # `may_have_news`, without a call: each query comes by here
         return time.monotonic() - since > _NO_NEWS and is_readable(self._fd)
+
+    def look(self) -> None:
+        """Read what has come in, where the running loop has it: it may have been blocked since."""
+        is_here = self._home() is asyncio._get_running_loop()  # noqa: SLF001
+        if is_here and self.is_reading() and not self.opening and may_have_news(self._heard_at):
+            while is_readable(self._fd) and self._read_ready():
+                pass
 
     def detach(self) -> None:
         """Leave the loop. Nothing may be under way."""
@@ -278,6 +315,8 @@ class MovableTransport(Preceding, asyncio.Transport):
                 data = self._sock.recv(_READ_BYTES)
                 count = len(data)
                 if count:
+                    if data[0] == self._first:
+                        self._tell(data)
                     self._protocol.data_received(data)
         except (BlockingIOError, InterruptedError):
             return False
@@ -296,6 +335,8 @@ class MovableTransport(Preceding, asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
+            while self.is_reading() and self._read_ready():
+                pass  # why the other side has closed it
             self._fail(error)
             return len(data)
 
@@ -364,7 +405,7 @@ class AnyLoop:
         return False
 
     # A future of the running loop, without a function of ours in between: each query makes one.
-    create_future = staticmethod(_Waiter)
+    create_future: staticmethod[[], asyncio.Future[Any]] = staticmethod(_Waiter)
 
     async def create_connection(
         self,

@@ -191,6 +191,7 @@ class GuardedConnection(BaseConnection):
     __slots__ = (
         "guarded_answer",
         "guarded_codecs",
+        "guarded_farewell",
         "guarded_forgotten",
         "guarded_generation",
         "guarded_kept",
@@ -204,6 +205,7 @@ class GuardedConnection(BaseConnection):
     )
     guarded_answer: str
     guarded_codecs: set[str]
+    guarded_farewell: libpq.Farewell  # asyncpg drops what comes while nothing was asked
     guarded_forgotten: int  # how often it has forgotten what it had prepared
     guarded_generation: int  # of `Plans`, when it did so
     guarded_kept: object  # all that only the loop keeps while it is in use: see `let_loop_keep`
@@ -218,6 +220,7 @@ class GuardedConnection(BaseConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guarded_owner = Owner()
         self.guarded_codecs = set()
+        self.guarded_farewell = libpq.Farewell()
         self.guarded_names = libpq.unique_names()
         self.guarded_plans = Plans()
         self.guarded_forgotten = self.guarded_generation = 0
@@ -228,6 +231,7 @@ class GuardedConnection(BaseConnection):
         if transport is not None:
             self.guarded_socket = weakref.ref(transport)
             transport.opened()
+            self._transport.overhear(libpq.Farewell.FIRST, self.guarded_farewell.hear)
         self.keep()
 
     def let_loop_keep(self) -> None:
@@ -826,6 +830,7 @@ class AsyncpgDriver:
         settles=True,
         has_ended=_has_ended,
         failure=_meaning,
+        farewell=attrgetter("guarded_farewell.said"),
         lent=GuardedConnection.let_loop_keep,
         rested=GuardedConnection.keep,
     )
@@ -1060,7 +1065,11 @@ class AsyncpgDriver:
 
     def is_closed(self, raw: GuardedConnection) -> bool:
         transport = raw.guarded_transport
-        return bool(raw.is_closed() if transport is None else transport.closing)
+        if transport is None:
+            return bool(raw.is_closed())
+        if not raw._stmt_exclusive_section._acquired:  # noqa: SLF001
+            transport.look()
+        return transport.closing or raw.guarded_farewell.said is not None
 
     def is_lost(self, raw: GuardedConnection, since: float) -> bool:
         transport = raw.guarded_socket()

@@ -67,6 +67,8 @@ class DriverTraits:
             closed before, and open ones refused in the child by the driver, with `ForkedFileError`, in `connect`.
         failure: Tells which of our errors a failure is, if any: lost connections, serialization failures, deadlocks,
             locks and servers that take no writes. By SQLSTATE, unless a driver knows better.
+        farewell: Gives the text and the SQLSTATE by which the server has ended a connection that nothing was asked on,
+            where the error of the next statement does not tell it.
     """
 
     name: str
@@ -83,6 +85,7 @@ class DriverTraits:
     lent: Callable[[Any], None] = _nothing
     rested: Callable[[Any], None] = _nothing
     failure: Callable[[BaseException], type[DriverError] | None] = by_sqlstate
+    farewell: Callable[[Any], tuple[str, str] | None] = _nothing
     unbound: Callable[[], Driver] | None = None
 
 

@@ -351,6 +351,25 @@ def cut_off_commit(sql: str) -> tuple[str, str]:
     return sql[:end], sql[end:]
 
 
+class Farewell:
+    """What the server says before it ends a connection by itself: its FATAL error, in its protocol.
+
+    Attributes:
+        said: The text and the SQLSTATE; None as long as it has said nothing.
+    """
+
+    FIRST = b"E"  # of each message of an error
+    said: tuple[str, str] | None = None
+
+    def hear(self, message: bytes) -> None:
+        """Keep it, if this is one: after five bytes come fields, each a letter and a text that ends with a zero."""
+        fields = {
+            field[:1]: field[1:].decode(errors="replace") for field in message[5:].split(b"\0")
+        }
+        if fields.get(b"V", fields.get(b"S")) in ("FATAL", "PANIC"):
+            self.said = fields.get(b"M", ""), fields.get(b"C", "")
+
+
 def is_lost(error: BaseException) -> bool:
     """Tell whether a statement that the driver has prepared is not there, or is there already."""
     return getattr(error, "sqlstate", None) in ("26000", "42P05") and bool(

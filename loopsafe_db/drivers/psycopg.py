@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterable
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -311,12 +312,14 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
 
     Attributes:
         ended: Whether it was ended, or the server said that it ends it.
+        said: The text and the SQLSTATE by which it said so; else None.
         engine_begins: Whether SQLAlchemy's engine is to begin transactions: not in its AUTOCOMMIT.
     """
 
     guarded_owner: Owner
     guarded_socket: SocketId
     ended: bool
+    said: tuple[str, str] | None
     engine_begins: bool
     lock: asyncio.Lock
     server_cursor_factory: type[psycopg.AsyncServerCursor[Any]]
@@ -326,7 +329,7 @@ class GuardedConnection(psycopg.AsyncConnection[Any]):
         self._prepared: Prepared = Prepared(Plans())
         self.guarded_owner = Owner()
         self.guarded_socket = SocketId.of(self.pgconn.socket)
-        self.ended, self.engine_begins = False, True
+        self.ended, self.said, self.engine_begins = False, None, True
         self._waiting = False
         self._looking = threading.RLock()  # another loop may take it while this one looks at it
         self._home: Callable[[], asyncio.AbstractEventLoop | None] = nowhere
@@ -689,6 +692,7 @@ class PsycopgDriver:
         reset_on_return=True,
         settles=True,
         has_ended=_has_ended,
+        farewell=attrgetter("said"),
     )
 
     def arguments(self, options: DatabaseOptions) -> dict[str, Any]:
@@ -1110,7 +1114,7 @@ def _note_end(ref: weakref.ref[GuardedConnection], message: psycopg.errors.Diagn
     """Hear of a farewell: what is fatal comes as a notice where nothing is under way."""
     raw = ref()
     if raw is not None and message.severity_nonlocalized in ("FATAL", "PANIC"):
-        raw.ended = True
+        raw.ended, raw.said = True, (message.message_primary or "", message.sqlstate or "")
 
 
 DRIVER = PsycopgDriver()

@@ -67,7 +67,10 @@ def named(
         kind = CommitUnknown
     reason, sqlstate = str(original), getattr(original, "sqlstate", None)
     if entry is not None and kind is ConnectionLost and (sqlstate or "08").startswith("08"):
-        reason = entry.ended_because or reason  # the server has not answered
+        # The server has not answered; it may have said before why it would not.
+        said = None if entry.raw is None else pool.driver.traits.farewell(entry.raw)
+        reason, sqlstate = said or (reason, sqlstate)
+        reason = entry.ended_because or reason
     retryable, hint = kind.retryable, ""
     if kind is ConnectionLost:
         retryable = undone

@@ -17,7 +17,7 @@ from sqlalchemy import URL, make_url
 
 from loopsafe_db import Database
 from loopsafe_db._runtime.transport import live_transports
-from loopsafe_db.errors import ConnectError, InvalidURLError
+from loopsafe_db.errors import ConnectError, ConnectionLost, InvalidURLError
 from tests.conftest import SCOPE
 from tests.drivers.tls import TlsServer, tls_server
 from tests.forks.staged_step import StagedStep
@@ -241,6 +241,29 @@ def test_a_key_that_is_missing_or_open_to_others_is_refused(
     assert kind == "refused"
     assert text.startswith("ConnectSettingError"), text
     assert "group or world access" in text
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS)
+@pytest.mark.parametrize("mode", ["require", "disable"])
+def test_what_the_server_says_before_it_ends_a_session_is_told(
+    server: TlsServer, url: URL, mode: str, loop_factory: Any
+) -> None:
+    server.use("good")
+
+    async def lose() -> None:
+        async with (
+            Database(url.update_query_dict({"sslmode": mode})) as database,
+            database.transaction(),
+        ):
+            assert await database.fetch_val(ENCRYPTED) is (mode == "require")
+            pid = await database.fetch_val("SELECT pg_backend_pid()")
+            async with Database(server.url) as witness:
+                await witness.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+            await database.fetch_val("SELECT 1")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner, pytest.raises(ConnectionLost) as told:
+        runner.run(lose())
+    assert "terminating connection due to administrator command" in str(told.value)
 
 
 @pytest.mark.parametrize("loop_factory", LOOPS)

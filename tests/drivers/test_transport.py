@@ -18,6 +18,7 @@ from tests.drivers.tls import tls_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -75,6 +76,29 @@ def test_a_reset_that_comes_with_data_is_learnt_of(run: Callable[..., object]) -
                 return await listener.lost
 
     assert isinstance(run(main()), ConnectionResetError)
+
+
+def test_what_was_said_before_the_end_is_heard_by_who_writes_after_it(
+    tmp_path: Path, run: Callable[..., object]
+) -> None:
+    class Listener(asyncio.Protocol):
+        heard = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.heard += data
+
+    async def main() -> object:
+        path = str(tmp_path / "socket")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            transport, listener = await ANY_LOOP.create_unix_connection(Listener, path)
+            with server.accept()[0] as near:
+                near.sendall(b"farewell")
+            transport.write(b"COMMIT")  # a Unix socket refuses that
+            return listener.heard
+
+    assert run(main()) == b"farewell"
 
 
 def test_threads_take_connections_from_one_another(url: str, run: Callable[..., object]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 PID = "SELECT pg_backend_pid()"
+ENDED = "terminating connection due to administrator command"
 
 
 def drivers_error(database: Database) -> type[BaseException]:
@@ -146,7 +148,30 @@ async def test_a_connection_that_is_lost_in_a_transaction_is_an_error_to_try_aga
         caught.value, type(caught.value.__cause__) if work is not by_session else sa.exc.DBAPIError
     )
     assert __file__ in caught.value.args[0]
+    assert (ENDED in caught.value.args[0], caught.value.sqlstate) == (True, "57P01")
     assert await postgres.fetch_val("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("commit", ["by_transaction", "by_session"])
+async def test_what_has_ended_while_the_loop_was_blocked_is_not_committed(
+    postgres: Database, postgres_url: str, commit: str
+) -> None:
+    def end_now(pid: int) -> None:
+        with ThreadPoolExecutor(1) as other:
+            witness = Database(postgres_url, scope="loop")
+            query = f"SELECT pg_terminate_backend({pid}, 5000)"
+            assert other.submit(asyncio.run, witness.fetch_val(query)).result()
+
+    with pytest.raises(ConnectionLost) as caught:  # noqa: PT012
+        if commit == "by_transaction":
+            async with postgres.transaction():
+                end_now(await postgres.fetch_val(PID))
+        else:
+            async with postgres.session.begin() as session:
+                end_now(await session.scalar(sa.text(PID)))
+    assert not isinstance(caught.value, CommitUnknown)
+    assert (caught.value.retryable, caught.value.sqlstate) == (True, "57P01")
+    assert ENDED in str(caught.value)
 
 
 @asynccontextmanager
@@ -174,6 +199,7 @@ async def test_sqlalchemys_users_get_it_as_sqlalchemys_error_too(
     assert isinstance(caught.value, ConnectionLost)
     assert caught.value.retryable
     assert caught.value.orig is not None
+    assert (ENDED in caught.value.args[0], caught.value.sqlstate) == (True, "57P01")
     has_its_code(caught.value, "LDB406")
     async with postgres.session() as session:
         assert await session.scalar(sa.text("SELECT 1")) == 1
