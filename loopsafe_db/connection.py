@@ -7,14 +7,13 @@ import logging
 import time
 import weakref
 from collections.abc import AsyncIterable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up, to_the_end
-from loopsafe_db._runtime.inner import Inner
+from loopsafe_db._runtime.generators import Inner, inner_block
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db._runtime.pids import getpid
 from loopsafe_db._runtime.registry import current_key
@@ -351,7 +350,7 @@ class Connection:
         """Give the rows of a query as PostgreSQL's COPY writes them. See `Database.copy_from_query`."""
         return copy_stream(lambda: self, query, format, header=header)
 
-    @asynccontextmanager
+    @inner_block
     async def advisory_lock(
         self, key: int | str, *, shared: bool = False, timeout: float | None = None
     ) -> AsyncIterator[None]:
@@ -448,7 +447,7 @@ class Connection:
         options = TransactionOptions(isolation, readonly, deferrable)
         return Transaction(lambda: self, options, force_rollback=force_rollback)
 
-    @asynccontextmanager
+    @inner_block
     async def share(self) -> AsyncIterator[Connection]:
         """Have what this asyncio task asks of the handle join the connection, and its transaction, of another task.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from loopsafe_db import connection as connections
+from loopsafe_db._runtime.generators import Outer, inner_block
 from loopsafe_db._runtime.keys import running_loop
 from loopsafe_db.configuration import Configuration, Overrides
 from loopsafe_db.drivers.base import TransactionOptions
@@ -328,7 +329,7 @@ class Database:
         """
         return connections.copy_stream(self._stream_connection, query, format, header=header)
 
-    @asynccontextmanager
+    @inner_block
     async def advisory_lock(
         self, key: int | str, *, shared: bool = False, timeout: float | None = None
     ) -> AsyncIterator[None]:
@@ -373,7 +374,7 @@ class Database:
             raise NotUndoableError(f"LISTEN {channel}")
         connections.copying_driver(self._pool(), "listen", session=True)
         own = replace(self._options, scope="loop", pool=PoolLimits(1, idle_timeout=None))
-        return listen(lambda: _restore(Database, own), channel)
+        return Outer(listen(lambda: _restore(Database, own), channel))
 
     def iterate(
         self, query: Query, values: Mapping[str, Any] | None = None

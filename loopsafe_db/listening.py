@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loopsafe_db._runtime.inner import Inner
+from loopsafe_db._runtime.generators import Inner
 from loopsafe_db.errors import ConnectError, ConnectionLost
 from loopsafe_db.failures import drivers_own
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import greenlet_spawn
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, or_give_up
+from loopsafe_db._runtime.generators import Outer
 from loopsafe_db.drivers.base import TransactionOptions
 from loopsafe_db.records import Record, RecordKeys, TupleRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from sqlalchemy import CursorResult
 
@@ -300,34 +300,19 @@ class ReadCursor:
         """Do nothing: nothing is open."""
 
 
-class Rows(AsyncGenerator[Record, None]):
+class Rows(Outer[Record]):
     """What ``iterate`` gives: an async generator that knows when nobody has it any more.
 
     A generator cannot: its loop has it again before it can tell.
     """
 
-    __slots__ = ("_rows", "_stream")
+    __slots__ = ("_stream",)
     _stream: RowStream
-    _rows: AsyncGenerator[Record, None]
 
     def __init__(self, stream: RowStream) -> None:
-        self._stream, self._rows = stream, stream.rows()
+        super().__init__(stream.rows())
+        self._stream = stream
 
     def __del__(self) -> None:
         """Only note it: this runs at any moment, in any thread. The generator ends as its loop ends those."""
         self._stream.abandoned = True
-
-    def __anext__(self) -> Any:
-        return self._rows.__anext__()
-
-    def asend(self, value: None) -> Any:
-        """Go on, as an async generator does."""
-        return self._rows.asend(value)
-
-    def athrow(self, *error: Any) -> Any:
-        """Raise something where it is, as an async generator does."""
-        return self._rows.athrow(*error)
-
-    def aclose(self) -> Any:
-        """End the stream now, whether all of it was read or not."""
-        return self._rows.aclose()

@@ -35,7 +35,7 @@ from sqlalchemy.util import await_only
 
 from loopsafe_db._runtime.endings import ENDING_TIMEOUT, to_the_end
 from loopsafe_db._runtime.forks import SocketId, is_readable
-from loopsafe_db._runtime.inner import Inner
+from loopsafe_db._runtime.generators import Inner
 from loopsafe_db._runtime.transport import (
     addresses,
     can_move,

@@ -23,7 +23,7 @@ from loopsafe_db.errors import (
     UnsupportedError,
 )
 from loopsafe_db.testing.children import call_in_child
-from tests.faults.test_silence import run
+from tests.faults.test_silence import KEPT, run
 from tests.faults.wire import Wire
 
 if TYPE_CHECKING:
@@ -42,6 +42,27 @@ async def main():
         await db.execute("SELECT pg_notify('news', '')")
         await asyncio.sleep(0.01)
 """
+KEPT_BLOCKS = {
+    "lock": "async def generator():\n    async with db.advisory_lock(len(kept)): yield",
+    "lock of a connection": (
+        "async def generator():\n"
+        "    async with db.connection() as c, c.advisory_lock(len(kept)): yield"
+    ),
+    "copy": (
+        "async def generator():\n"
+        "    async with aclosing(db.copy_from_query('SELECT 1 UNION SELECT 2')) as pieces:\n"
+        "        async for piece in pieces: yield piece"
+    ),
+    "listen": (
+        "async def generator():\n"
+        "    async with aclosing(db.listen('news')) as heard:\n"
+        "        telling = asyncio.create_task(tell())\n"
+        "        async for one in heard:\n"
+        "            telling.cancel()\n            yield one\n"
+        "async def tell():\n"
+        "    while True: await db.execute(\"SELECT pg_notify('news', '')\")"
+    ),
+}
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -594,6 +615,18 @@ def test_a_script_that_ends_while_it_listens_ends_silently(
     database = Database(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
 
     assert run(database, KEPT_LISTENING + runs) == (0, [])
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("name", KEPT_BLOCKS)
+def test_a_loop_that_ends_kept_blocks_ends_silently(
+    postgres_url: str, driver: str, loop: str, name: str
+) -> None:
+    database = Database(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+    ends = f"\nimport {loop}; {loop}.run(main())\nassert db.stats().in_use == 0"
+
+    assert run(database, KEPT + KEPT_BLOCKS[name] + ends) == (0, [])
 
 
 async def copy_one(url: str) -> Any:

@@ -82,6 +82,31 @@ FORK_WARM = (
     "warm = warm and db.url.dialect != 'sqlite'  # whose idle connections are closed before a fork\n"
     "assert ('loopsafe_db reaper' in names()) is warm"
 )
+# Generators of the user's, kept until their loop ends them, and what is in them: it ends all it knows, at once.
+KEPT = (
+    "from contextlib import aclosing\n"
+    "kept = []\n"
+    "async def main():\n"
+    "    for _ in range(4):\n        kept.append(generator())\n        await anext(kept[-1])\n"
+)
+KEPT_STREAMS = {
+    "alone": "generator = lambda: db.iterate('SELECT 1 UNION SELECT 2')",
+    "in a generator": (
+        "async def generator():\n"
+        "    async with aclosing(db.iterate('SELECT 1 UNION SELECT 2')) as rows:\n"
+        "        async for row in rows: yield row"
+    ),
+    "in a transaction": (
+        "async def generator():\n"
+        "    async with db.transaction(), aclosing(db.iterate('SELECT 1 UNION SELECT 2')) as rows:\n"
+        "        async for row in rows: yield row"
+    ),
+    "in a connection that is shared": (
+        "async def generator():\n"
+        "    async with db.connection() as c, c.share(), aclosing(c.iterate('SELECT 1 UNION SELECT 2')) as rows:\n"
+        "        async for row in rows: yield row"
+    ),
+}
 OPEN_TRANSACTION = (
     "async def main():\n    global t\n    t = db.transaction()\n    await t.__aenter__()\n"
     "asyncio.run(main())"
@@ -111,6 +136,15 @@ def test_a_script_that_forgets_to_close_ends_silently(database: Database, name: 
         needs_asyncpg_under_uvloop(database)
 
     assert run(database, SCRIPTS[name]) == (0, [])
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("name", KEPT_STREAMS)
+def test_a_loop_that_ends_kept_streams_ends_silently(
+    database: Database, name: str, loop: str
+) -> None:
+    ends = f"\nimport {loop}; {loop}.run(main())\nassert db.stats().in_use == 0"
+    assert run(database, KEPT + KEPT_STREAMS[name] + ends) == (0, [])
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
