@@ -1283,13 +1283,13 @@ async def _run(
     Returns:
         The rows, what the server says of the statement, and whether that is all; and what was prepared.
     """
-    raw._check_open()  # noqa: SLF001
+    protocol = raw.guarded_protocol()
     result: Any = None
     with raw._stmt_exclusive_section:  # noqa: SLF001
-        statement = raw.guarded_prepared(sql, record_class)
+        statement = None if protocol is None else raw.guarded_prepared(sql, record_class)
         if statement is not None:
-            try:
-                result = await raw.guarded_protocol().bind_execute(
+            try:  # by a protocol that is closed it is refused
+                result = await protocol.bind_execute(
                     statement, args, "", limit, _WITH_STATUS, timeout
                 )
             except asyncpg.OutdatedSchemaCacheError:
@@ -1301,6 +1301,7 @@ async def _run(
                     raise
                 statement = None
         if statement is None:
+            raw._check_open()  # noqa: SLF001
             result, statement = await raw._Connection__execute(  # noqa: SLF001
                 sql, args, limit, timeout, return_status=True, record_class=record_class
             )

@@ -364,10 +364,11 @@ class PoolEntry(_ConnectionRecord):
         if self.dbapi_connection is not None:
             self._rested(self.raw)
         self.rested = now = time.monotonic()
-        self.fresh_until = now + self.lender.patience
-        if self.lender.options.pool.recycle is not None:
+        lender = self.lender
+        self.fresh_until = now + lender.patience
+        if lender.options.pool.recycle is not None:
             self.fresh_until = min(self.fresh_until, self._spent_at(now))
-        if (tell := self.lender.tell_use) is not None:
+        if (tell := lender.tell_use) is not None:
             tell(self)
 
     def keep(self) -> None:

@@ -630,7 +630,8 @@ class ConnectionPool:
 
     def give_back(self, entry: PoolEntry) -> None:
         """Take a connection back as it is, for `Returning` has looked at it; twice is fine."""
-        if entry not in self.lending.held:
+        lending = self.lending
+        if entry not in lending.held:
             return
         entry.rest()
         loop = entry.home_ref()
@@ -638,16 +639,16 @@ class ConnectionPool:
             self.counts.returns_bad += entry.raw is not None
         elif entry.fresh_until <= entry.rested or (self._ending and entry.home_ref in self._ending):
             entry.terminate()  # it was open for too long, or nothing closes it later
-        elif loop is not None and (self.pinned is not None or self.lending.contended(loop)):
-            if self.pinned is None and self.lending.hand_on(entry, loop):
+        elif loop is not None and (self.pinned is not None or lending.contended(loop)):
+            if self.pinned is None and lending.hand_on(entry, loop):
                 entry.task_ref = None
                 return
             if self._may_leave:
                 entry.leave()
         # Last, and at once: what is in neither is lost for a while if an exception strikes.
-        if self.lending.held.pop(entry, None) is not None:
+        if lending.held.pop(entry, None) is not None:
             entry.task_ref = None
-            self.lending.give_back(entry, is_open=entry.dbapi_connection is not None)
+            lending.give_back(entry, is_open=entry.dbapi_connection is not None)
 
     def proxy(self, entry: PoolEntry) -> Proxy:
         """Make SQLAlchemy's proxy for a lent connection; closing it gives the connection back."""
