@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import gc
 import linecache
 import logging
@@ -30,6 +31,7 @@ KINDS = ("lost", "kept", "foreign", "innocent")
 WARM = 150  # rounds after which nothing more is to grow: until then caches fill
 # glibc's name of what each thread has of its own, and keeps in pieces: growth that is nobody's
 ARENA_MAX = -8
+SLOW = 15  # seconds of one round, most of which take less than one
 LIMITS = {"descriptors": 0.0, "threads": 0.0, "MiB": 4.0}
 
 
@@ -52,7 +54,10 @@ def main() -> int:
         for number, driver in zip(count(1), cycle(arguments.driver or DRIVERS), strict=False):
             seed = arguments.round or f"{arguments.seed}-{number}-{driver}"
             weather = Weather.of(seed, seed.rpartition("-")[2])
+            slow = threading.Timer(SLOW, faulthandler.dump_traceback)  # where it is
+            slow.start()
             ledger = blow(urls[weather.driver], weather, folder)
+            slow.cancel()
             total.operations += ledger.operations
             total.interrupted += ledger.interrupted
             total.struck += ledger.struck
@@ -71,7 +76,8 @@ def main() -> int:
             if arguments.round or total.operations >= arguments.operations:
                 break
     print(_sum(total, number, wrong, began))
-    return int(wrong.total() > 0 or not _has_not_grown(before))
+    has_not_grown = _has_not_grown(before)
+    return int(wrong.total() > 0 or not has_not_grown)
 
 
 def _held() -> dict[str, float]:
