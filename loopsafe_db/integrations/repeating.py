@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from loopsafe_db._runtime.left_running import end_left_running
 from loopsafe_db.errors import CommitUnknown, ConnectionLost, RunningLoopError
 from loopsafe_db.retry import Attempts
 
@@ -33,6 +34,7 @@ def run_in_own_loop(what: str, work: Callable[[], Coroutine[object, object, T]])
     Raises:
         RunningLoopError: One runs in this thread, as where Celery's ``task_always_eager`` meets an ``async def``.
     """
+    end_left_running()
     try:
         asyncio.get_running_loop()
     except RuntimeError:
