@@ -712,7 +712,7 @@ class Connection:
             )
         else:
             options = _PLAIN
-        seconds = self._limit(None) or self._patience
+        seconds = self._limit(None) or self._pool.options.timeouts.acquire
         opened = OpenTransaction(await self._settled(within(seconds, self._started(options))))
         self._transactions.append(opened)
         self._note_transactions()

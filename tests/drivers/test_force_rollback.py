@@ -132,6 +132,33 @@ async def test_transactions_nest_in_those_that_surround_them_and_wait_for_strang
     assert order == ["child", "around", "stranger"]
 
 
+async def test_a_savepoint_may_take_longer_than_who_waits_for_a_stranger(
+    undone: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned, "STRANGER_PATIENCE", 0.1)
+    async with undone:
+        driver, is_slow = undone._pool().driver, asyncio.Event()  # noqa: SLF001
+
+        def begin(raw: Any, options: Any) -> Any:
+            made: Any = original(raw, options)
+            start = made.start
+
+            async def start_late() -> None:
+                await asyncio.sleep(0.3)
+                is_slow.set()
+                await start()
+
+            made.start = start_late
+            return made
+
+        original = driver.transaction
+        monkeypatch.setattr(driver, "transaction", begin)
+        async with undone.transaction():
+            await undone.execute(INSERT, {"id": 1})
+        assert is_slow.is_set()
+        assert await undone.fetch_val(COUNT) == 1
+
+
 async def test_a_process_that_stands_still_is_no_reason_to_begin_in_the_transaction_of_a_stranger(
     undone: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
