@@ -179,8 +179,10 @@ class MovableTransport(Preceding, asyncio.Transport):
 
     def look(self) -> None:
         """Read what has come in, where the running loop has it: it may have been blocked since."""
-        is_here = self._home() is asyncio._get_running_loop()  # noqa: SLF001
-        if is_here and self.is_reading() and not self.opening and may_have_news(self._heard_at):
+        running = asyncio._get_running_loop()  # noqa: SLF001
+        if running is None or self._home() is not running or self.opening or self._paused:
+            return
+        if not self.closing and may_have_news(self._heard_at):
             while is_readable(self._fd) and self._read_ready():
                 pass
 

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -99,6 +99,29 @@ def test_what_was_said_before_the_end_is_heard_by_who_writes_after_it(
             return listener.heard
 
     assert run(main()) == b"farewell"
+
+
+def test_who_has_no_loop_reads_nothing_of_what_no_loop_has(run: Callable[..., object]) -> None:
+    class Listener(asyncio.Protocol):
+        heard = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.heard += data
+
+    async def main() -> object:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            made, listener = await ANY_LOOP.create_connection(Listener, *server.getsockname())
+            transport: Any = made
+            transport.opened()
+            with server.accept()[0] as near:
+                near.sendall(b"farewell")
+                transport.detach()
+                await asyncio.to_thread(transport.look)
+                unread = listener.heard
+                transport.attach()
+            return unread, listener.heard
+
+    assert run(main()) == (b"", b"farewell")
 
 
 def test_threads_take_connections_from_one_another(url: str, run: Callable[..., object]) -> None:
