@@ -180,9 +180,8 @@ class MovableTransport(Preceding, asyncio.Transport):
     def look(self) -> None:
         """Read what has come in, where the running loop has it: it may have been blocked since."""
         running = asyncio._get_running_loop()  # noqa: SLF001
-        if running is None or self._home() is not running or self.opening or self._paused:
-            return
-        if not self.closing and may_have_news(self._heard_at):
+        is_here = running is not None and self._home() is running
+        if is_here and self.is_reading() and not self.opening and may_have_news(self._heard_at):
             while is_readable(self._fd) and self._read_ready():
                 pass
 

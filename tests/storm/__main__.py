@@ -76,8 +76,7 @@ def main() -> int:
             if arguments.round or total.operations >= arguments.operations:
                 break
     print(_sum(total, number, wrong, began))
-    has_not_grown = _has_not_grown(before)
-    return int(wrong.total() > 0 or not has_not_grown)
+    return int(not _has_not_grown(before) or wrong.total() > 0)
 
 
 def _held() -> dict[str, float]:
